@@ -1,0 +1,295 @@
+"""What processes say to each other, as plain dataclasses (encoded by `pd.wire`).
+
+    gateway     -> coordinator   Submit, Cancel, Finished, GatewayHello, Heartbeat
+    coordinator -> gateway       Welcome, Admitted, Rejected, Interrupted, Peers, CellStatus
+    node        -> coordinator   NodeHello, Snapshot
+    coordinator -> node          Welcome, Peers, Reserve, StartPrefill, Abort, PeerLost
+    decode      -> prefill       Granted, AbortTransfer
+    prefill     -> decode        PrefillDone, Renew, Stopped     (and blocks, by kvstore.transport)
+    node        -> gateway       Tokens, Interrupted
+
+A piece of work is named by (request id, output indices, attempt). Whoever ends one
+abnormally sends `Interrupted` to its gateway, which submits a new attempt that continues from
+the tokens its client already has; a repeated or late `Interrupted` is stale and ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pd.types import FinishReason, NodeSnapshot, Peer, Role, TokenEvent, Work
+
+COORDINATOR = "coordinator"
+
+
+# ------------------------------------------------------------------ joining the cell
+@dataclass(frozen=True, slots=True)
+class NodeHello:
+    """A node process asks to join; `incarnation` is random, new for every process."""
+
+    node_id: str
+    role: Role
+    incarnation: int
+    endpoints: Mapping[str, str]
+    layout: int  # KVLayout.fingerprint: nodes of different layouts never exchange blocks
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    pid: int
+    host: str
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayHello:
+    """A gateway process asks to join."""
+
+    gateway_id: str
+    incarnation: int
+    endpoints: Mapping[str, str]
+    pid: int = 0
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to a hello: the epoch that every later message of this process carries."""
+
+    id: str
+    incarnation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A gateway is alive; nodes send `Snapshot` instead."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A node's state after a step, or its heartbeat."""
+
+    snapshot: NodeSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The processes of the cell as they now are; replaces what was known before."""
+
+    peers: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A process is gone for good: nothing it was sending is still being written."""
+
+    id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellStatus:
+    """What the coordinator knows of the cell, for `/ready`, `/metrics` and `pd status`.
+
+    `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...).
+    """
+
+    ready: bool
+    reason: str
+    nodes: tuple[Mapping[str, str | int | float | bool], ...]
+    num_requests: int = 0
+    max_model_len: int = 0
+
+
+# ------------------------------------------------------------------ a request's way
+@dataclass(frozen=True, slots=True)
+class Submit:
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    request_id: str
+    indices: tuple[int, ...]
+    attempt: int
+    prefill: str
+    decode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The work will not run. `status` is the HTTP status that says so (400, 429 or 503)."""
+
+    request_id: str
+    indices: tuple[int, ...]
+    attempt: int
+    status: int
+    message: str
+    retry_after_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The work ended before its sequences did (preempted, node lost, hand-off failed)."""
+
+    request_id: str
+    indices: tuple[int, ...]
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client went away, or the gateway has all it needs (a stop string was found)."""
+
+    request_id: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The gateway saw the last token of these sequences."""
+
+    request_id: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Make room for a hand-off; answered by `Granted` to the prefill node once there is."""
+
+    work: Work
+    transfer_id: int
+    prefill: str
+    prefill_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartPrefill:
+    """Run this prompt once the decode node has granted room for it.
+
+    With `decode` equal to the receiver's own id the sequence stays and decodes there.
+    """
+
+    work: Work
+    transfer_id: int
+    decode: str
+    decode_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Drop these sequences, in this or an earlier attempt, wherever they stand."""
+
+    request_id: str
+    indices: tuple[int, ...]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All tokens of one step for one gateway, as columns (one row a token).
+
+    `finish` and `logprobs` are sparse: row number to value.
+    """
+
+    request_ids: list[str]
+    indices: list[int]
+    attempts: list[int]
+    positions: list[int]
+    tokens: list[int]
+    finish: dict[int, FinishReason] = field(default_factory=dict)
+    logprobs: dict[int, tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=dict)
+    node: str = ""
+
+    @classmethod
+    def pack(cls, events: Iterable[TokenEvent], node: str = "") -> Tokens:
+        batch = cls([], [], [], [], [], node=node)
+        for row, event in enumerate(events):
+            batch.request_ids.append(event.request_id)
+            batch.indices.append(event.index)
+            batch.attempts.append(event.attempt)
+            batch.positions.append(event.position)
+            batch.tokens.append(event.token)
+            if event.finish is not None:
+                batch.finish[row] = event.finish
+            if event.logprob is not None:
+                batch.logprobs[row] = (event.logprob, event.top)
+        return batch
+
+    def rows(self) -> Iterator[TokenEvent]:
+        columns = (self.request_ids, self.indices, self.attempts, self.positions, self.tokens)
+        for row, (request_id, index, attempt, position, token) in enumerate(
+            zip(*columns, strict=True)
+        ):
+            logprob, top = self.logprobs.get(row, (None, ()))
+            finish = self.finish.get(row)
+            yield TokenEvent(
+                request_id, index, attempt, position, token, finish, logprob, tuple(top)
+            )
+
+
+# ------------------------------------------------------------------ the hand-off of blocks
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Room is reserved. The first `num_cached` blocks of the prompt are already there;
+    `blocks` are the receiver's blocks for the rest, in order."""
+
+    transfer_id: int
+    num_cached: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """The prompt is computed. One (index, first token) for every sequence that goes on."""
+
+    transfer_id: int
+    tokens: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The sender still works on these transfers: extend their leases."""
+
+    transfer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AbortTransfer:
+    """The receiver does not want (or does not know) this transfer: stop writing, say `Stopped`."""
+
+    transfer_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The sender writes no more: the receiver may reuse the pages. Also a sender's own abort."""
+
+    transfer_id: int
+
+
+Message = (
+    NodeHello | GatewayHello | Welcome | Heartbeat | Snapshot | Peers | PeerLost | CellStatus
+    | Submit | Admitted | Rejected | Interrupted | Cancel | Finished
+    | Reserve | StartPrefill | Abort | Tokens
+    | Granted | PrefillDone | Renew | AbortTransfer | Stopped
+)  # fmt: skip
+
+# The number of a message on the wire. Append only.
+KINDS: dict[int, type] = dict(
+    enumerate(
+        (
+            NodeHello, GatewayHello, Welcome, Heartbeat, Snapshot, Peers, PeerLost, CellStatus,
+            Submit, Admitted, Rejected, Interrupted, Cancel, Finished,
+            Reserve, StartPrefill, Abort, Tokens,
+            Granted, PrefillDone, Renew, AbortTransfer, Stopped,
+        ),
+        start=1,
+    )
+)  # fmt: skip
