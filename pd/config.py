@@ -1,0 +1,302 @@
+"""The whole configuration, as frozen dataclasses: one source for YAML files and flags.
+
+    Config.from_dict({"cluster": {"prefill": 2}}, port=9000).gateway.port
+
+Every key is unique across sections, so `cluster.lease_s` of a file is `--lease-s` as a flag.
+Standard library only; files are read by `pd.cli.load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pd.errors import ConfigError
+from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
+
+Device = Literal["cpu", "cuda"]
+TransportName = Literal["shm", "zmq"]
+PrefillOrder = Literal["fcfs", "sjf", "priority"]
+
+GIB = 1 << 30
+DEFAULT_KV_BYTES_CPU = GIB
+DEFAULT_TOKEN_BUDGET: Mapping[str, int] = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which model is served, and how it is loaded."""
+
+    name: ClassVar[str] = "model"
+
+    model: str = option(
+        "smollm2-135m", "a Hugging Face directory, or a name that `pd model list` shows"
+    )
+    load_format: Literal["auto", "dummy"] = option(
+        "auto", "auto reads the model's weights; dummy makes seeded random ones from its config"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "how weights are stored; auto is float32 on a CPU, the model's own dtype on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "where nodes compute; auto takes a GPU where there is one"
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt plus output in tokens; auto is the model's own limit", minimum=1
+    )
+    seed: int = option(0, "seed of dummy weights", minimum=0, maximum=2**63 - 1)
+
+    def check(self) -> None:
+        if not self.model.strip():
+            raise ConfigError("model.model must name a directory or a known model, not be empty")
+
+
+@dataclass(frozen=True)
+class CacheConfig(Section):
+    """The paged KV memory of each node."""
+
+    name: ClassVar[str] = "cache"
+
+    block_size: int = option(16, "tokens a KV block", minimum=1, maximum=256)
+    kv_cache_gib: float | None = option(
+        None,
+        "GiB of KV blocks a node; auto is 1 on a CPU, on a GPU what gpu_memory_utilization leaves",
+        minimum=1e-6,
+    )
+    gpu_memory_utilization: float = option(
+        0.9, "share of a GPU's memory for weights and KV together", minimum=0.05, maximum=1.0
+    )
+    prefix_cache: bool = option(True, "reuse the KV of prompts that begin alike")
+
+    def kv_bytes(self, device: Device) -> int | None:
+        """Bytes of KV a node keeps, or None where the GPU's free memory decides."""
+        if self.kv_cache_gib is not None:
+            return int(self.kv_cache_gib * GIB)
+        return DEFAULT_KV_BYTES_CPU if device == "cpu" else None
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(Section):
+    """What one step of a node may hold, and in which order prompts are run."""
+
+    name: ClassVar[str] = "scheduler"
+
+    max_num_batched_tokens: int | None = option(
+        None, "tokens a step, the size of a prefill chunk; auto is 512 on a CPU, 8192 on a GPU",
+        minimum=1,
+    )  # fmt: skip
+    max_num_seqs: int = option(256, "sequences a node runs at once", minimum=1, maximum=65536)
+    prefill_order: PrefillOrder = option(
+        "fcfs", "fcfs: by arrival; sjf: shortest prompt first; priority: lowest number first"
+    )
+    aging_s: float = option(
+        10.0, "with sjf or priority, seconds of waiting after which arrival decides", minimum=0.0
+    )
+    watermark: float = option(
+        0.01, "share of a node's blocks kept free for growth when a sequence is let in",
+        minimum=0.0, maximum=0.5,
+    )  # fmt: skip
+
+    def token_budget(self, device: Device) -> int:
+        """`max_num_batched_tokens`, with auto decided for the device."""
+        return self.max_num_batched_tokens or DEFAULT_TOKEN_BUDGET[device]
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Section):
+    """How many nodes, where they run, and when one counts as lost.
+
+    In a file or on the command line, asking for mixed nodes alone leaves prefill and decode
+    at 0: `Config.from_dict(mixed=2)`.
+    """
+
+    name: ClassVar[str] = "cluster"
+
+    prefill: int = option(1, "prefill nodes", minimum=0, maximum=10_000)
+    decode: int = option(1, "decode nodes", minimum=0, maximum=10_000)
+    mixed: int = option(0, "nodes that serve both phases", minimum=0, maximum=10_000)
+    address: str | None = option(
+        None, "Ray cluster to run on: 'auto' or HOST:PORT joins one; not set starts one here"
+    )
+    bind: str = option(
+        "127.0.0.1", "IP address that the sockets between processes listen on, on each host"
+    )
+    threads_per_node: int | None = option(
+        None, "compute threads a node; auto divides the host's cores by its nodes",
+        minimum=1, maximum=4096,
+    )  # fmt: skip
+    cpus_per_node: float | None = option(
+        None, "CPUs that Ray sets aside for a node; auto is its compute threads", minimum=0.0
+    )
+    gpus_per_node: float | None = option(
+        None, "GPUs that Ray sets aside for a node; auto is 1 with device cuda, else 0",
+        minimum=0.0,
+    )  # fmt: skip
+    start_timeout_s: float = option(
+        600.0, "seconds that all nodes may take to load and join", minimum=1.0
+    )
+    heartbeat_s: float = option(
+        0.5, "seconds between signs of life of an idle process", minimum=0.01, maximum=60.0
+    )
+    node_timeout_s: float = option(
+        10.0, "seconds of silence after which a process counts as lost", minimum=0.1
+    )
+    lease_s: float = option(
+        10.0, "seconds a hand-off's blocks stay reserved without a sign of its sender", minimum=0.1
+    )
+    max_waiting_requests: int = option(
+        512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
+    )
+
+    def check(self) -> None:
+        if (self.prefill > 0) != (self.decode > 0):
+            given, lacking = ("prefill", "decode") if self.prefill else ("decode", "prefill")
+            raise ConfigError(
+                f"cluster.{given} is {getattr(self, given)} but cluster.{lacking} is 0: "
+                "neither phase is served without the other; set both, or use mixed nodes"
+            )
+        if self.num_nodes == 0:
+            raise ConfigError("cluster has no nodes: set prefill and decode, or mixed")
+        for key in ("node_timeout_s", "lease_s"):
+            if getattr(self, key) < 2 * self.heartbeat_s:
+                raise ConfigError(
+                    f"cluster.{key} = {getattr(self, key):g} must be at least twice "
+                    f"cluster.heartbeat_s ({self.heartbeat_s:g})"
+                )
+
+    @property
+    def num_nodes(self) -> int:
+        return self.prefill + self.decode + self.mixed
+
+    def threads(self, num_cpus: int) -> int:
+        """Compute threads of a node on a host of `num_cpus` cores that has all the nodes."""
+        return self.threads_per_node or max(1, num_cpus // self.num_nodes)
+
+
+@dataclass(frozen=True)
+class TransferConfig(Section):
+    """How KV blocks move from a prefill node to a decode node."""
+
+    name: ClassVar[str] = "transfer"
+
+    transports: tuple[TransportName, ...] = option(
+        ("shm", "zmq"), "transports to use, most wanted first: shm (one host), zmq (TCP)"
+    )
+    verify: bool = option(True, "check every block's checksum before a sequence uses it")
+    max_message_bytes: int = option(
+        64 << 20, "largest message between two processes, in bytes",
+        minimum=64 << 10, maximum=1 << 31,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GatewayConfig(Section):
+    """The HTTP front, and the hard limits of one request."""
+
+    name: ClassVar[str] = "gateway"
+
+    host: str = option("127.0.0.1", "IP address that HTTP is served on")
+    port: int = option(8000, "TCP port of HTTP; 0 takes a free one", minimum=0, maximum=65535)
+    api_key: str | None = option(
+        None, "clients must send it as a bearer token; not set, any client is served"
+    )
+    served_model_name: str | None = option(
+        None, "the model's name in the API; not set, the last part of its directory"
+    )
+    max_body_bytes: int = option(4 << 20, "largest request body in bytes", minimum=1024)
+    max_n: int = option(16, "most outputs of one request", minimum=1, maximum=1024)
+    max_prompts: int = option(64, "most prompts of one completions request", minimum=1)
+    max_output_tokens: int | None = option(
+        None, "most tokens an output may ask for; auto is what the model's length allows", minimum=1
+    )
+    max_stops: int = option(16, "most stop strings or stop token ids of a request", minimum=0)
+    max_logprobs: int = option(20, "most alternatives a token in logprobs", minimum=0, maximum=100)
+    max_streams: int = option(4096, "most requests in flight at once", minimum=1)
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, TransferConfig, GatewayConfig,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be configured. Immutable; `from_dict` is how one is made from input."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any] | None = None, /, **overrides: Any) -> Config:
+        """A configuration from nested `sections` (a YAML file's) and flat `overrides` (flags).
+
+        An override wins over a section's value. Raises ConfigError for an unknown key, naming
+        the nearest known one, and for a value of the wrong type or range.
+        """
+        names = [section.name for section in SECTIONS]
+        merged: dict[str, dict[str, Any]] = {name: {} for name in names}
+        given = as_mapping(sections, "the configuration")
+        for name, values in given.items():
+            check_keys([name], names, "the configuration", _belongs(name))
+            merged[name].update(as_mapping(values, f"section '{name}'"))
+        for key, value in overrides.items():
+            check_keys([key], OPTIONS, "the options")
+            merged[OPTIONS[key].section][key] = value
+        _mixed_nodes_only(merged["cluster"])
+        return cls(**{section.name: _build(section, merged[section.name]) for section in SECTIONS})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain data (str, int, float, bool, list, None) that `from_dict` takes back."""
+        sections: dict[str, dict[str, Any]] = {}
+        for section in SECTIONS:
+            values = dataclasses.asdict(getattr(self, section.name))
+            for each in options_of(section):
+                value = values[each.key]
+                if value is None and each.kind is not str:
+                    values[each.key] = "auto"
+                elif isinstance(value, tuple):
+                    values[each.key] = list(value)
+            sections[section.name] = values
+        return sections
+
+
+def _index_options() -> dict[str, Option]:
+    index: dict[str, Option] = {}
+    for section in SECTIONS:
+        for each in options_of(section):
+            if each.key in index:
+                raise TypeError(f"{each.path} and {index[each.key].path} share a flag")
+            index[each.key] = each
+    return index
+
+
+# Every option by its key, which is unique across sections because flags carry no section.
+OPTIONS: Mapping[str, Option] = _index_options()
+
+
+def _build(section: type[Section], values: Mapping[str, Any]) -> Section:
+    keys = [each.key for each in options_of(section)]
+    for key in values:
+        check_keys([key], keys, f"section '{section.name}'", _belongs(key, besides=section.name))
+    return section(**values)
+
+
+def _belongs(key: object, besides: str = "") -> str:
+    """A hint for a known key that was written in the wrong place."""
+    found = OPTIONS.get(str(key))
+    if found is None or found.section == besides:
+        return ""
+    return f"; it belongs in section '{found.section}'"
+
+
+def _mixed_nodes_only(cluster: dict[str, Any]) -> None:
+    """Whoever asks for mixed nodes and names no others wants no others."""
+    mixed = cluster.get("mixed")
+    if isinstance(mixed, int) and mixed > 0 and not cluster.keys() & {"prefill", "decode"}:
+        cluster.update(prefill=0, decode=0)
