@@ -72,18 +72,14 @@ def convert_gguf(
         for count, tensor in enumerate(reader.tensors):
             if count % 50 == 0:
                 progress(f"dequantised {count} of {len(reader.tensors)} tensors")
-            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(
-                np.float32
-            )
+            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             if ".attn_q." in tensor.name:
                 array = unpermute(array, heads)
             elif ".attn_k." in tensor.name:
                 array = unpermute(array, kv_heads)
             yield array
 
-    shapes = {
-        names[t.name]: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors
-    }
+    shapes = {names[t.name]: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
     write_safetensors(dest / "model.safetensors", shapes, arrays(), dtype)
     progress("writing the tokenizer")
     bos, eos = config["bos_token_id"], config["eos_token_id"]
@@ -101,12 +97,7 @@ def hf_name(name: str) -> str:
     if name in _TOP_LEVEL:
         return _TOP_LEVEL[name]
     parts = name.split(".")
-    if (
-        len(parts) == 4
-        and parts[0] == "blk"
-        and parts[1].isdigit()
-        and parts[2] in _PER_LAYER
-    ):
+    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _PER_LAYER:
         return f"model.layers.{parts[1]}.{_PER_LAYER[parts[2]]}.{parts[3]}"
     raise UnsupportedModelError(f"unknown tensor '{name}' in a 'llama' GGUF file")
 
@@ -155,9 +146,7 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for (name, shape), array in zip(shapes.items(), arrays, strict=True):
             if array.shape != shape:
-                raise ModelError(
-                    f"tensor {name} has shape {array.shape}, announced as {shape}"
-                )
+                raise ModelError(f"tensor {name} has shape {array.shape}, announced as {shape}")
             stored = array.astype("<f4") if code == "F32" else to_bfloat16_bits(array)
             file.write(stored.tobytes())
 
@@ -181,9 +170,7 @@ def _config(value: Callable[..., Any], dtype: str, tied: bool) -> dict[str, Any]
         "num_hidden_layers": int(value("llama.block_count")),
         "num_key_value_heads": int(value("llama.attention.head_count_kv", heads)),
         # Stored as float32: its shortest decimal is what the authors wrote (1e-05).
-        "rms_norm_eps": float(
-            str(np.float32(value("llama.attention.layer_norm_rms_epsilon")))
-        ),
+        "rms_norm_eps": float(str(np.float32(value("llama.attention.layer_norm_rms_epsilon")))),
         "rope_scaling": None,
         "rope_theta": float(value("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": tied,

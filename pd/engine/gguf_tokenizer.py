@@ -38,12 +38,8 @@ def write_tokenizer(value: Callable[..., Any], dest: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [
-        token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL
-    ]
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in special]
-    )
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     tokenizer.save(str(dest / "tokenizer.json"))
 
     def token(name: str) -> str | None:

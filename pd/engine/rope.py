@@ -42,9 +42,7 @@ class RopeSpec:
         """
         section = config.get("rope_scaling") or config.get("rope_parameters") or {}
         if not isinstance(section, Mapping):
-            raise ModelError(
-                f"config.json: rope parameters must be an object, not {section!r}"
-            )
+            raise ModelError(f"config.json: rope parameters must be an object, not {section!r}")
         if any(isinstance(value, Mapping) for value in section.values()):
             raise UnsupportedModelError(
                 "config.json: rope parameters that differ between layer types are not supported"
@@ -55,9 +53,7 @@ class RopeSpec:
                 f"config.json: rope type '{kind}' is not supported; "
                 f"supported are {', '.join(SUPPORTED_ROPE)}"
             )
-        partial = section.get(
-            "partial_rotary_factor", config.get("partial_rotary_factor")
-        )
+        partial = section.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise UnsupportedModelError(
                 f"config.json: partial_rotary_factor {partial} is not supported, only 1"
@@ -72,9 +68,7 @@ class RopeSpec:
             or longest
         )
         # DeepSeek-style configs leave the factor to the ratio of the two lengths.
-        factor = _number(
-            section, "factor", longest / original if kind == "yarn" else None
-        )
+        factor = _number(section, "factor", longest / original if kind == "yarn" else None)
         if kind == "linear":
             return cls(theta, kind, factor)
         if kind == "llama3":
@@ -121,9 +115,7 @@ def _yarn_attention_factor(section: Mapping[str, Any], factor: float) -> float:
     return temperature(1.0)
 
 
-def _number(
-    section: Mapping[str, Any], name: str, default: float | None = None
-) -> float:
+def _number(section: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = section.get(name)
     if value is None:
         value = default

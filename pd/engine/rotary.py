@@ -25,9 +25,7 @@ def cos_sin_table(
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
     """float32 [head_dim / 2], in radians per position."""
-    periods = rope.theta ** (
-        torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    )
+    periods = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     plain = 1.0 / periods
     if rope.kind == "default":
         return plain
@@ -40,12 +38,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
 
 def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
     """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
-    turns = rope.original_max / (
-        2 * math.pi / plain
-    )  # turns made within the original context
-    keep = (turns - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
+    turns = rope.original_max / (2 * math.pi / plain)  # turns made within the original context
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     keep = keep.clamp(0.0, 1.0)
     return (1 - keep) * plain / rope.factor + keep * plain
 

@@ -69,9 +69,7 @@ class ModelSpec:
         return float(self.head_dim) ** -0.5
 
     @classmethod
-    def from_dir(
-        cls, path: str | Path, *, load_format: str = "auto", seed: int = 0
-    ) -> ModelSpec:
+    def from_dir(cls, path: str | Path, *, load_format: str = "auto", seed: int = 0) -> ModelSpec:
         """Read config.json (and generation_config.json if there) of a model directory.
 
         With load_format "dummy" the fingerprint is of the seed instead of the weight files,
@@ -81,9 +79,7 @@ class ModelSpec:
         config = _read_json(directory / "config.json")
         generation_file = directory / "generation_config.json"
         generation = _read_json(generation_file) if generation_file.exists() else {}
-        weights = (
-            f"dummy {seed}" if load_format == "dummy" else _weights_identity(directory)
-        )
+        weights = f"dummy {seed}" if load_format == "dummy" else _weights_identity(directory)
         return cls.from_config(config, generation, weights)
 
     @classmethod
@@ -98,9 +94,7 @@ class ModelSpec:
         get = _reader(config)
         heads, hidden = get("num_attention_heads"), get("hidden_size")
         kv_heads = _kv_heads(config, family, heads)
-        head_dim = config.get("head_dim") or (
-            128 if family == "qwen3" else hidden // heads
-        )
+        head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
         if heads % kv_heads:
             raise ModelError(
                 f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads"
@@ -116,9 +110,7 @@ class ModelSpec:
             raise UnsupportedModelError(
                 "config.json: quantised checkpoints are not supported; use the original weights"
             )
-        attention_bias = family in ("llama", "qwen3") and bool(
-            config.get("attention_bias")
-        )
+        attention_bias = family in ("llama", "qwen3") and bool(config.get("attention_bias"))
         layers = get("num_hidden_layers")
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
         if dtype not in _DTYPES:
@@ -176,9 +168,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], int]:
     def get(name: str) -> int:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ModelError(
-                f"config.json: '{name}' must be a positive integer, not {value!r}"
-            )
+            raise ModelError(f"config.json: '{name}' must be a positive integer, not {value!r}")
         return value
 
     return get
@@ -191,9 +181,7 @@ def _kv_heads(config: Mapping[str, Any], family: str, heads: int) -> int:
     return _reader(config)("num_key_value_heads")
 
 
-def _windows(
-    config: Mapping[str, Any], family: str, layers: int
-) -> tuple[int | None, ...]:
+def _windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
     """The sliding window of each layer, by the rules of transformers' config classes."""
     window: int | None = None
     sliding = [False] * layers
@@ -222,9 +210,7 @@ def _windows(
             )
         sliding = [is_sliding and window is not None for is_sliding in named]
     if window is not None and (not isinstance(window, int) or window <= 0):
-        raise ModelError(
-            f"config.json: 'sliding_window' must be positive, not {window!r}"
-        )
+        raise ModelError(f"config.json: 'sliding_window' must be positive, not {window!r}")
     return tuple(window if is_sliding else None for is_sliding in sliding)
 
 

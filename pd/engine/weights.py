@@ -26,8 +26,16 @@ SINGLE_FILE = "model.safetensors"
 class WeightSource(Protocol):
     """Hands out freshly allocated tensors that the caller owns."""
 
-    def fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """The named tensors, of these shapes, concatenated along the first axis."""
+    def fused(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The named tensors, of these shapes, concatenated along the first axis.
+
+        `dtype` overrides that of the source. Raises ModelError naming tensor and file.
+        """
 
     def finish(self) -> None:
         """Check that nothing was left unused, and let go of the files."""
@@ -54,9 +62,7 @@ def open_weights(
 class SafetensorsWeights:
     """Single-file or sharded safetensors, memory-mapped."""
 
-    def __init__(
-        self, directory: Path, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._device = device
         self._files: dict[Path, Any] = {}
@@ -64,11 +70,14 @@ class SafetensorsWeights:
         self._directory = directory
         self._unused = set(self._where)
 
-    def fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        rows = sum(shape[0] for shape in shapes)
-        target = torch.empty(
-            (rows, *shapes[0][1:]), dtype=self._dtype, device=self._device
-        )
+    def fused(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        size = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        target = torch.empty(size, dtype=dtype or self._dtype, device=self._device)
         start = 0
         for name, shape in zip(names, shapes, strict=True):
             target[start : start + shape[0]].copy_(self._read(name, shape))
@@ -91,17 +100,13 @@ class SafetensorsWeights:
         file = self._where.get(name)
         if file is None:
             files = ", ".join(sorted({file.name for file in self._where.values()}))
-            raise ModelError(
-                f"tensor '{name}' is missing from {self._directory} ({files})"
-            )
+            raise ModelError(f"tensor '{name}' is missing from {self._directory} ({files})")
         try:
             if file not in self._files:
                 self._files[file] = safe_open(file, framework="pt", device="cpu")
             tensor: Tensor = self._files[file].get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"cannot read tensor '{name}' from {file}: {error}"
-            ) from error
+            raise ModelError(f"cannot read tensor '{name}' from {file}: {error}") from error
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"tensor '{name}' in {file} has shape {list(tensor.shape)}, "
@@ -128,8 +133,14 @@ class DummyWeights:
         self._dtype = dtype
         self._device = device
 
-    def fused(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        return torch.cat([self._draw(n, s) for n, s in zip(names, shapes, strict=True)])
+    def fused(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        parts = [self._draw(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype or self._dtype)
 
     def finish(self) -> None:
         """Nothing to check."""
@@ -142,9 +153,7 @@ class DummyWeights:
         generator = torch.Generator(self._device)
         generator.manual_seed((self._seed << 32) ^ crc32(name.encode()))
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
-        bound = (
-            3.0 / shape[1]
-        ) ** 0.5  # a uniform draw has a third of its bound squared
+        bound = (3.0 / shape[1]) ** 0.5  # a uniform draw has a third of its bound squared
         return tensor.uniform_(-bound, bound, generator=generator)
 
 
@@ -159,9 +168,7 @@ def _find_tensors(directory: Path) -> dict[str, Path]:
             with safe_open(single, framework="pt", device="cpu") as file:
                 return dict.fromkeys(file.keys(), single)
         except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{single} is not a readable safetensors file: {error}"
-            ) from error
+            raise ModelError(f"{single} is not a readable safetensors file: {error}") from error
     if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
         raise ModelError(
             f"{directory} holds pickled weights only; convert them to safetensors "
@@ -178,9 +185,7 @@ def _read_index(index: Path) -> dict[str, Path]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(weight_map, Mapping):
             raise TypeError("weight_map is not an object")
-        where = {
-            str(name): index.parent / str(file) for name, file in weight_map.items()
-        }
+        where = {str(name): index.parent / str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"cannot read the shard index {index}: {error!r}") from error
     for file in sorted(set(where.values())):
@@ -193,7 +198,4 @@ def _read_index(index: Path) -> dict[str, Path]:
 
 def _is_derived(name: str) -> bool:
     """Tensors old checkpoints carry although they follow from others."""
-    return (
-        name.endswith((".rotary_emb.inv_freq", ".masked_bias"))
-        or name == "lm_head.weight"
-    )
+    return name.endswith((".rotary_emb.inv_freq", ".masked_bias")) or name == "lm_head.weight"
