@@ -249,7 +249,8 @@ class Config:
             check_keys([key], OPTIONS, "the options")
             merged[OPTIONS[key].section][key] = value
         _mixed_nodes_only(merged["cluster"])
-        return cls(**{section.name: _build(section, merged[section.name]) for section in SECTIONS})
+        built: dict[str, Any] = {each.name: _build(each, merged[each.name]) for each in SECTIONS}
+        return cls(**built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data (str, int, float, bool, list, None) that `from_dict` takes back."""

@@ -16,7 +16,6 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Union
 
 from pd.errors import ConfigError
@@ -142,12 +141,18 @@ class Section:
         """Rules that involve several options of the section; raises ConfigError."""
 
 
-@cache
+_OPTIONS_OF: dict[type, tuple[Option, ...]] = {}
+
+
 def options_of(section: type[Section]) -> tuple[Option, ...]:
     """The options of a section, in the order of its fields."""
-    hints = typing.get_type_hints(section)
-    fields = dataclasses.fields(section)  # type: ignore[arg-type]
-    return tuple(_option_of(section.name, each, hints[each.name]) for each in fields)
+    if section not in _OPTIONS_OF:
+        hints = typing.get_type_hints(section)
+        fields = dataclasses.fields(section)  # type: ignore[arg-type]
+        _OPTIONS_OF[section] = tuple(
+            _option_of(section.name, each, hints[each.name]) for each in fields
+        )
+    return _OPTIONS_OF[section]
 
 
 def _option_of(section: str, field: dataclasses.Field[Any], hint: Any) -> Option:

@@ -1,0 +1,62 @@
+"""What every test has: few threads, models to load, and a guard that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Set before any test module is imported: torch, numba, triton and tokenizers read these once.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Without a GPU, Triton kernels are interpreted. Triton decides that when it is first imported, and
+# transformers imports it.
+if not os.path.exists("/proc/driver/nvidia/version"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Machines differ and are shared: an example may be slow, a test only hangs at its time limit.
+settings.register_profile("pd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pd")
+
+REAL_MODEL = "smollm2-135m"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none here")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The real model, SmolLM2-135M-Instruct. PD_TEST_MODEL names a directory that has it."""
+    from pd.engine.gguf_model import get_model
+    from pd.errors import ModelError
+
+    given = os.environ.get("PD_TEST_MODEL")
+    if given:
+        assert (Path(given) / "config.json").is_file(), f"PD_TEST_MODEL={given} is not a model"
+        return Path(given)
+    try:
+        return get_model(REAL_MODEL)
+    except ModelError as error:
+        pytest.skip(f"the real model is not to be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with a working tokenizer and chat template."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
