@@ -23,7 +23,10 @@ def _silu_mul_kernel(
     row = gate_up_ptr + token * STRIDE
     gate = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row + F + columns, mask=inside, other=0.0).to(tl.float32)
-    out = gate / (1.0 + tl.exp(-gate)) * up
+    # exp of nothing positive: a large negative gate must not overflow on its way to zero.
+    small = tl.exp(-tl.abs(gate))
+    sigmoid = tl.where(gate >= 0.0, 1.0, small) / (1.0 + small)
+    out = gate * sigmoid * up
     tl.store(out_ptr + token * F + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 

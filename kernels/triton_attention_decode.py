@@ -84,7 +84,7 @@ def _decode_kernel(
     sequence = first_sequence + row
 
     context = tl.load(context_lens_ptr + sequence)
-    first_key, splits, length = _split_of(context, SPLIT, N, W)
+    first_key, _, length = _split_of(context, SPLIT, N, W)
     start = first_key + split * length
     # The first split of a padding row (context 0) goes on, to write zeros.
     if split > 0:
@@ -150,7 +150,7 @@ def _reduce_kernel(
     head = tl.program_id(0) % H
     sequence = first_sequence + row
     context = tl.load(context_lens_ptr + sequence)
-    _, splits, length = _split_of(context, SPLIT, N, W)
+    _, splits, _ = _split_of(context, SPLIT, N, W)
     dims = tl.arange(0, D_PAD)
     cell = (row.to(tl.int64) * H + head) * num_splits
 

@@ -7,6 +7,9 @@ import os
 
 import torch
 
+# The kernels are written for fused multiply-adds, whatever a Triton version's own default.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 # Read once: Triton decides between compiling and interpreting when a kernel is defined. The
 # interpreter runs kernels on CPU tensors with numpy; its arithmetic on bfloat16 is not right, so
 # kernels compute in fp32 there.

@@ -27,7 +27,9 @@ class Tile:
     def shared_bytes(self, head_dim: int, element_size: int) -> int:
         """Shared memory of the query tile and of the K and V tiles in flight, in bytes."""
         padded = max(16, triton.next_power_of_2(head_dim))
-        return (self.rows + 2 * self.keys * max(1, self.stages - 1)) * padded * element_size
+        # A load that waits for a block-table entry takes two stages, so buffers grow by halves.
+        buffers = max(2, (self.stages + 1) // 2)
+        return (self.rows + 2 * self.keys * buffers) * padded * element_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,13 @@ def prefill_tile(
     if INTERPRET:
         return Tile(max(least, 16 if few else 32), 16, 1, 1)
     if dtype == torch.float32:
-        # Exact fp32 dots run outside the matrix units and keep their operands in registers.
-        return _fit(Tile(max(least, 32), 32, 4, 2), device, head_dim, 4)
+        # Exact fp32 dots run outside the matrix units and hold their operands in registers:
+        # larger tiles spill.
+        return _fit(Tile(max(least, 16), 16, 4, 2), device, head_dim, 4)
     if few:
-        tile = Tile(max(least, 64), 64, 4, 3)
-    elif head_dim <= 64:
-        tile = Tile(max(least, 128), 128, 8, 3)
-    elif head_dim <= 128:
-        tile = Tile(max(least, 128), 64, 8, 3)
+        tile = Tile(max(least, 64), 64, 4 if head_dim <= 128 else 8, 3)
     else:
-        tile = Tile(max(least, 64), 64, 8, 2)
+        tile = Tile(max(least, 128), 64 if head_dim <= 128 else 32, 8, 3)
     return _fit(tile, device, head_dim, 2)
 
 
@@ -103,5 +102,5 @@ def decode_tile(device: torch.device, dtype: torch.dtype, head_dim: int, group: 
     if INTERPRET:
         return Tile(rows, 16, 1, 1)
     if dtype == torch.float32:
-        return _fit(Tile(rows, 32, 4, 2), device, head_dim, 4)
+        return _fit(Tile(rows, 16, 4, 2), device, head_dim, 4)
     return _fit(Tile(rows, 64 if head_dim > 64 else 128, 4, 3), device, head_dim, 2)
