@@ -254,9 +254,13 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The sender still works on these transfers: extend their leases."""
+    """The sender still works on these transfers: extend their leases.
+
+    For those in `ungranted` it has seen no grant yet, so one that was lost is sent again.
+    """
 
     transfer_ids: tuple[int, ...]
+    ungranted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,7 @@ class NodeSnapshot:
     node_id: str
     role: Role
     epoch: int
+    last_transfer_id: int = 0  # the newest work it has heard of: later ones are still on the way
     num_waiting: int = 0  # prefills queued or waiting for decode room
     waiting_tokens: int = 0  # prompt tokens still to compute, running ones included
     num_running: int = 0  # sequences in the decode batch
@@ -251,6 +252,8 @@ class NodeSnapshot:
     cached_blocks: int = 0
     steps: int = 0
     step_s: float = 0.0  # duration of the last step
+    busy_s: float = 0.0  # how long the step under way has been running
+    prefill_rate: float = 0.0  # prompt tokens a second, smoothed; 0 before the first prefill
     num_transfers: int = 0
     transferred_bytes: int = 0
     preemptions: int = 0

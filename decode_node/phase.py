@@ -1,0 +1,368 @@
+"""The decode half of a node: room granted, blocks verified, tokens out. Pure.
+
+A hand-off passes through three places: the queue of those waiting for room, the table of
+those whose blocks are on their way, and the batch. Pages granted to a sender stay untouched
+until it has finished, has said `Stopped`, or is known to be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from decode_node.scheduler import DecodeScheduler
+from kvstore.blocks import BlockPool
+from kvstore.prefix import block_hashes
+from kvstore.table import acquire, share
+from kvstore.transfer import IncomingStatus, IncomingTransfer
+from kvstore.transport.events import Arrived
+from pd.errors import TransferError
+from pd.messages import (
+    Abort,
+    AbortTransfer,
+    Granted,
+    Interrupted,
+    PrefillDone,
+    Renew,
+    Reserve,
+    Stopped,
+)
+from pd.outbox import Expect, Forget, Outbox
+from pd.policies.order import OrderPolicy, WaitingQueue
+from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent, Work
+from prefill_node.scheduler import PrefillTask
+
+_WANTED = (IncomingStatus.RESERVED, IncomingStatus.RECEIVING, IncomingStatus.COMPLETE)
+
+
+@dataclass(slots=True, eq=False)
+class Handoff:
+    """One prompt on its way in. `transfer` and `table` exist once room is granted.
+
+    `task` is set when the prompt is prefilled on this very node; then no transfer is needed.
+    `first` are the first tokens of the sequences that go on, once the prefill node sent them.
+    """
+
+    work: Work
+    transfer_id: int
+    sender: str
+    sender_epoch: int
+    hashes: list[bytes]
+    task: PrefillTask | None = None
+    transfer: IncomingTransfer | None = None
+    table: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    first: dict[int, int] | None = None
+    dropped: set[int] = field(default_factory=set)
+    asked_to_stop: float = 0.0
+
+    @property
+    def num_live(self) -> int:
+        return len(self.work.indices) - len(self.dropped)
+
+    @property
+    def receiving(self) -> bool:
+        """Granted and not given up: its sender may still fill the pages."""
+        return self.transfer is not None and self.transfer.status in _WANTED
+
+
+class DecodePhase:
+    """Everything a node does for sequences from their reservation to their last token.
+
+    `on_local_room` hears of prompts prefilled on this node that now have their blocks.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        pool: BlockPool,
+        policy: OrderPolicy,
+        max_num_seqs: int,
+        watermark: float,
+        lease_s: float,
+        root_of: Callable[[Request], bytes],
+        outbox: Outbox,
+        on_local_room: Callable[[PrefillTask], None],
+    ) -> None:
+        self.node_id = node_id
+        self.pool = pool
+        self.lease_s = lease_s
+        self._watermark_blocks = int(watermark * pool.num_blocks)
+        self.scheduler = DecodeScheduler(pool, max_num_seqs)
+        self.queue: WaitingQueue[Handoff] = WaitingQueue(policy)
+        self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
+        self._by_request: dict[str, set[int]] = {}
+        self.cache_hit_tokens = 0  # of prompts prefilled on this node
+        self._incoming_seqs = 0  # sequences of granted hand-offs, not yet running
+        self._root_of = root_of
+        self._outbox = outbox
+        self._on_local_room = on_local_room
+
+    # -------------------------------------------------------------- asking for room
+    def reserve(self, message: Reserve, now: float) -> None:
+        if message.transfer_id in self.handoffs:
+            return
+        work = message.work
+        tokens = (*work.request.prompt, *work.output)
+        hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
+        handoff = Handoff(work, message.transfer_id, message.prefill, message.prefill_epoch, hashes)
+        self._enqueue(handoff, now)
+
+    def reserve_local(self, task: PrefillTask) -> None:
+        handoff = Handoff(task.work, task.transfer_id, self.node_id, 0, task.hashes, task=task)
+        self._enqueue(handoff, task.arrived)
+
+    def _enqueue(self, handoff: Handoff, now: float) -> None:
+        self.handoffs[handoff.transfer_id] = handoff
+        request_id = handoff.work.request.request_id
+        self._by_request.setdefault(request_id, set()).add(handoff.transfer_id)
+        self.queue.push(handoff, handoff.work, now)
+
+    def grant(self, now: float) -> None:
+        """Reserve blocks for waiting hand-offs, in policy order, while there is room.
+
+        Room means the prompt's blocks and one more to grow into for every sequence that
+        runs or is coming (the watermark at least), so that what is granted now does not
+        preempt what runs already.
+        """
+        while (handoff := self.queue.peek(now)) is not None:
+            active = len(self.scheduler) + self._incoming_seqs
+            num_seqs = len(handoff.work.indices)
+            if active + num_seqs > self.scheduler.max_num_seqs:
+                return
+            room = acquire(
+                self.pool,
+                handoff.hashes,
+                handoff.work.num_tokens,
+                spare=max(active + num_seqs, self._watermark_blocks) if active else 0,
+                compute=handoff.task is not None,
+            )
+            if room is None:
+                return
+            self.queue.remove(handoff)
+            handoff.table, handoff.num_cached = room
+            self._incoming_seqs += num_seqs
+            if handoff.task is not None:
+                self._granted_local(handoff, handoff.task)
+            else:
+                self._granted(handoff, now)
+
+    def _granted_local(self, handoff: Handoff, task: PrefillTask) -> None:
+        lead = task.lead
+        lead.blocks = handoff.table
+        lead.table_version += 1
+        lead.num_computed = handoff.num_cached * self.pool.block_size
+        self.cache_hit_tokens += lead.num_computed
+        self._on_local_room(task)
+
+    def _granted(self, handoff: Handoff, now: float) -> None:
+        missing = handoff.table[handoff.num_cached :]
+        handoff.transfer = IncomingTransfer(
+            handoff.transfer_id, handoff.sender, handoff.sender_epoch, missing, now + self.lease_s
+        )
+        if missing:
+            self._outbox.add(
+                Expect(handoff.transfer_id, handoff.sender, handoff.sender_epoch, tuple(missing))
+            )
+        self._send_grant(handoff)
+
+    def _send_grant(self, handoff: Handoff) -> None:
+        missing = tuple(handoff.table[handoff.num_cached :])
+        grant = Granted(handoff.transfer_id, handoff.num_cached, missing)
+        self._outbox.send(handoff.sender, grant)
+
+    # -------------------------------------------------------------- what senders say
+    def arrived(self, event: Arrived) -> None:
+        handoff = self.handoffs.get(event.transfer_id)
+        if handoff is None or handoff.transfer is None or not handoff.receiving:
+            return
+        try:
+            handoff.transfer.arrived(event.first, event.count, event.ok)
+        except TransferError as error:
+            self._fail(handoff, str(error))
+            return
+        self._start_if_complete(handoff)
+
+    def prefill_done(self, sender: str, message: PrefillDone) -> None:
+        handoff = self._from(sender, message.transfer_id)
+        if handoff is None or handoff.first is not None:
+            return
+        handoff.first = dict(message.tokens)
+        self._start_if_complete(handoff)
+
+    def renew(self, sender: str, message: Renew, now: float) -> None:
+        ungranted = set(message.ungranted)
+        for transfer_id in message.transfer_ids:
+            handoff = self._from(sender, transfer_id)
+            if handoff is None:
+                unknown = AbortTransfer(transfer_id, "the decode node does not know this transfer")
+                self._outbox.send(sender, unknown)
+            elif handoff.transfer is not None and handoff.receiving:
+                handoff.transfer.renew(now + self.lease_s)
+                if transfer_id in ungranted:
+                    self._send_grant(handoff)
+
+    def stopped(self, sender: str, message: Stopped) -> None:
+        handoff = self._from(sender, message.transfer_id)
+        if handoff is None or handoff.transfer is None:
+            return
+        if handoff.receiving and handoff.first != {}:  # {}: nothing goes on, nothing is lost
+            self._interrupt(handoff, f"the hand-off was given up by {sender}")
+        self._close(handoff)
+
+    def peer_lost(self, peer: str, epoch: int) -> None:
+        for handoff in list(self.handoffs.values()):
+            if handoff.task or handoff.sender != peer or handoff.sender_epoch > epoch:
+                continue
+            if handoff.transfer is None:
+                self.queue.remove(handoff)
+                self._interrupt(handoff, f"prefill node {peer} was lost")
+                self._forget(handoff)
+                continue
+            if handoff.receiving:
+                self._interrupt(handoff, f"prefill node {peer} was lost")
+            self._close(handoff)
+
+    def abort(self, message: Abort) -> None:
+        for index in message.indices:
+            seq = self.scheduler.running.get((message.request_id, index))
+            if seq is not None and seq.attempt <= message.attempt:
+                self.scheduler.remove(seq)
+        for transfer_id in list(self._by_request.get(message.request_id, ())):
+            handoff = self.handoffs[transfer_id]
+            if handoff.work.attempt > message.attempt:
+                continue
+            handoff.dropped.update(set(message.indices).intersection(handoff.work.indices))
+            if handoff.num_live:
+                continue
+            if self.queue.remove(handoff):
+                self._forget(handoff)
+            elif handoff.task is not None:
+                self._close_local(handoff)
+            else:
+                self._cancel(handoff, "aborted")
+
+    def tick(self, now: float) -> None:
+        """End leases that ran out; ask again where a sender's `Stopped` is overdue."""
+        for handoff in list(self.handoffs.values()):
+            transfer = handoff.transfer
+            if transfer is None:
+                continue
+            if transfer.expired(now):
+                self._fail(handoff, f"{handoff.sender} went silent for {self.lease_s:g} s")
+            if transfer.status is IncomingStatus.DRAINING and now >= handoff.asked_to_stop:
+                handoff.asked_to_stop = now + self.lease_s
+                stop = AbortTransfer(handoff.transfer_id, "given up by the decode node")
+                self._outbox.send(handoff.sender, stop)
+
+    # -------------------------------------------------------------- steps
+    def start_local(self, task: PrefillTask, going_on: list[Sequence]) -> None:
+        """A prompt prefilled here is computed: its blocks stay, its sequences run on."""
+        handoff = self.handoffs[task.transfer_id]
+        self._begin(handoff, going_on)
+
+    def plan(self) -> BatchPlan:
+        decodes, copies, preempted = self.scheduler.plan()
+        for seq in preempted:
+            self._outbox.send(
+                seq.request.gateway,
+                Interrupted(seq.request.request_id, (seq.index,), seq.attempt, "preempted"),
+            )
+        return BatchPlan(decodes=decodes, copies=copies)
+
+    def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled]) -> int:
+        events = self.scheduler.commit(decodes, samples)
+        token = self._outbox.token
+        for seq, sampled, reason in events:
+            request = seq.request
+            token(
+                request.gateway,
+                TokenEvent(
+                    request.request_id,
+                    seq.index,
+                    seq.attempt,
+                    seq.num_output - 1,
+                    sampled.token,
+                    reason,
+                    sampled.logprob,
+                    sampled.top,
+                ),
+            )
+        return len(events)
+
+    # -------------------------------------------------------------- inside
+    def _start_if_complete(self, handoff: Handoff) -> None:
+        transfer = handoff.transfer
+        if transfer is None or not handoff.first or transfer.status is not IncomingStatus.COMPLETE:
+            return
+        self._outbox.add(Forget(handoff.transfer_id))
+        for block, key in zip(handoff.table, handoff.hashes, strict=False):
+            self.pool.register(block, key)
+        seqs = []
+        for index, token in handoff.first.items():
+            if index not in handoff.dropped:
+                seq = Sequence(handoff.work, index)
+                seq.append(token)
+                seq.num_computed = handoff.work.num_tokens
+                seqs.append(seq)
+        self._begin(handoff, seqs)
+
+    def _begin(self, handoff: Handoff, seqs: list[Sequence]) -> None:
+        root = self._root_of(handoff.work.request)
+        share(self.pool, handoff.table, seqs)
+        for seq in seqs:
+            seq.num_computed = handoff.work.num_tokens
+            seq.hashes = [root, *handoff.hashes]
+            self.scheduler.start(seq, shared=len(seqs) > 1)
+        self._incoming_seqs -= len(handoff.work.indices)
+        self._forget(handoff)
+
+    def _fail(self, handoff: Handoff, reason: str) -> None:
+        self._interrupt(handoff, reason)
+        self._cancel(handoff, reason)
+
+    def _cancel(self, handoff: Handoff, reason: str) -> None:
+        """Give up a granted hand-off: unless all has come, its pages wait for `Stopped`."""
+        transfer = handoff.transfer
+        if transfer is None or not handoff.receiving:
+            return
+        transfer.abort()
+        self._outbox.add(Forget(handoff.transfer_id))
+        self._outbox.send(handoff.sender, AbortTransfer(handoff.transfer_id, reason))
+        if transfer.quiet:
+            self._close(handoff)
+
+    def _close(self, handoff: Handoff) -> None:
+        """Nobody writes into the pages any more: they go back."""
+        if handoff.transfer is not None:
+            handoff.transfer.stopped()
+        self._outbox.add(Forget(handoff.transfer_id))
+        self.pool.release(handoff.table)
+        self._incoming_seqs -= len(handoff.work.indices)
+        self._forget(handoff)
+
+    def _close_local(self, handoff: Handoff) -> None:
+        """The prefill half releases a cancelled task's blocks when its step is over."""
+        self._incoming_seqs -= len(handoff.work.indices)
+        self._forget(handoff)
+
+    def _forget(self, handoff: Handoff) -> None:
+        del self.handoffs[handoff.transfer_id]
+        request_id = handoff.work.request.request_id
+        remaining = self._by_request[request_id]
+        remaining.discard(handoff.transfer_id)
+        if not remaining:
+            del self._by_request[request_id]
+
+    def _from(self, sender: str, transfer_id: int) -> Handoff | None:
+        handoff = self.handoffs.get(transfer_id)
+        return handoff if handoff is not None and handoff.sender == sender else None
+
+    def _interrupt(self, handoff: Handoff, reason: str) -> None:
+        request, work = handoff.work.request, handoff.work
+        live: Iterable[int] = (i for i in work.indices if i not in handoff.dropped)
+        indices = tuple(live)
+        if indices:
+            message = Interrupted(request.request_id, indices, work.attempt, reason)
+            self._outbox.send(request.gateway, message)

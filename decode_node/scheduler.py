@@ -1,0 +1,138 @@
+"""Which sequences decode in the next step, and where their next token's KV goes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from kvstore.blocks import BlockPool
+from kvstore.prefix import chain
+from pd.types import FinishReason, Sampled, Sequence
+
+
+class DecodeScheduler:
+    """Continuous batching: every running sequence runs one token in every step.
+
+    Blocks are taken when a sequence reaches them. When none is free the sequence with the
+    least claim (lowest priority, then latest arrival) is preempted: its blocks go back and
+    its gateway has it prefilled again elsewhere, so that no long prefill ever runs between
+    two decode steps.
+    """
+
+    def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.running: dict[tuple[str, int], Sequence] = {}
+        self.num_tokens = 0  # context of all running sequences
+        self.preemptions = 0
+        self._forked: set[tuple[str, int]] = set()  # may share the block they write next
+        self._in_flight: frozenset[tuple[str, int]] = frozenset()
+        self._doomed: list[Sequence] = []  # ended while their step was in flight
+        self._copied: list[int] = []  # sources of the copies in flight
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+    def start(self, seq: Sequence, *, shared: bool) -> None:
+        """Take in a sequence whose table holds the KV of all its tokens but the last.
+
+        Its `hashes` are the root key and then one a full block, so that the chain goes on.
+        """
+        self.running[seq.key] = seq
+        self.num_tokens += len(seq.tokens)
+        if shared:
+            self._forked.add(seq.key)
+
+    def remove(self, seq: Sequence) -> None:
+        """End a sequence; what its step in flight may still write to stays held till then."""
+        del self.running[seq.key]
+        self.num_tokens -= len(seq.tokens)
+        self._forked.discard(seq.key)
+        if seq.key in self._in_flight:
+            self._doomed.append(seq)
+        else:
+            self._release(seq)
+
+    def plan(self) -> tuple[tuple[Sequence, ...], tuple[tuple[int, int], ...], list[Sequence]]:
+        """One step: (sequences to run, blocks to copy first, sequences preempted for room)."""
+        copies: dict[tuple[str, int], tuple[int, int]] = {}
+        preempted: list[Sequence] = []
+        size = self.pool.block_size
+        needy = [
+            seq
+            for seq in self.running.values()
+            if seq.num_computed == len(seq.blocks) * size or seq.key in self._forked
+        ]
+        for seq in needy:
+            while seq.key in self.running and not self._make_room(seq, copies):
+                victim = max(
+                    self.running.values(),
+                    key=lambda s: (s.request.priority, s.request.arrival_s, s.index),
+                )
+                copies.pop(victim.key, None)
+                self.remove(victim)
+                self.preemptions += 1
+                preempted.append(victim)
+        if not self.running:
+            self._release_copied()  # no step will run, so nothing will read them
+        self._in_flight = frozenset(self.running)
+        return tuple(self.running.values()), tuple(copies.values()), preempted
+
+    def commit(
+        self, decodes: Seq[Sequence], samples: Seq[Sampled]
+    ) -> list[tuple[Sequence, Sampled, FinishReason | None]]:
+        """Take what the step drew. Sequences that end are removed, those that ended while
+        it ran are skipped."""
+        self._in_flight = frozenset()
+        for seq in self._doomed:
+            self._release(seq)
+        self._doomed.clear()
+        self._release_copied()
+        events: list[tuple[Sequence, Sampled, FinishReason | None]] = []
+        running, size = self.running, self.pool.block_size
+        for seq, sampled in zip(decodes, samples, strict=True):
+            if running.get(seq.key) is not seq:
+                continue
+            seq.num_computed += 1
+            if seq.num_computed % size == 0:
+                self._register(seq)
+            reason = seq.append(sampled.token)
+            self.num_tokens += 1
+            if reason is not None:
+                self.remove(seq)
+            events.append((seq, sampled, reason))
+        return events
+
+    def _make_room(self, seq: Sequence, copies: dict[tuple[str, int], tuple[int, int]]) -> bool:
+        """See that the block of the next token is there and the sequence's alone."""
+        index = seq.num_computed // self.pool.block_size
+        new = index == len(seq.blocks)
+        if new or self.pool.is_shared(seq.blocks[index]):
+            if not self.pool.can_allocate(1):
+                return False
+            (block,) = self.pool.allocate(1)
+            if new:
+                seq.blocks.append(block)
+            else:
+                source, seq.blocks[index] = seq.blocks[index], block
+                copies[seq.key] = (source, block)
+                # The copy reads the source during the step: it is let go of after it.
+                self._copied.append(source)
+            seq.table_version += 1
+        self._forked.discard(seq.key)
+        return True
+
+    def _register(self, seq: Sequence) -> None:
+        """Make a block that has just become full findable by its prefix."""
+        size = self.pool.block_size
+        last = seq.num_computed // size - 1
+        seq.hashes.append(chain(seq.hashes[-1], seq.tokens[last * size : seq.num_computed]))
+        self.pool.register(seq.blocks[last], seq.hashes[-1])
+
+    def _release_copied(self) -> None:
+        self.pool.release(self._copied)
+        self._copied.clear()
+
+    def _release(self, seq: Sequence) -> None:
+        self.pool.release(seq.blocks)
+        seq.blocks = []
+        seq.table_version += 1

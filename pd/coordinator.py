@@ -1,0 +1,327 @@
+"""The cell's coordinator as a pure object: events and `now` in, messages and kills out.
+
+It admits and places work, knows which process is which (epochs), notices the ones that are
+gone, and tells everybody. It never sees a generated token: the gateways keep the record of
+every stream, so what a lost node was doing is submitted again by them.
+
+Feeding the same events to a fresh coordinator gives the same effects (`pd.recorder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pd.members import Gateway, Members, Node
+from pd.messages import (
+    Abort,
+    Admitted,
+    Cancel,
+    CellStatus,
+    Finished,
+    GatewayHello,
+    Heartbeat,
+    Interrupted,
+    Message,
+    NodeHello,
+    Rejected,
+    Reserve,
+    Snapshot,
+    StartPrefill,
+    Submit,
+)
+from pd.outbox import Effect, Outbox
+from pd.policies.admit import admit
+from pd.policies.route import Candidate, Placement, route
+from pd.types import Work
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLimits:
+    """Bounds on waiting work; times in seconds.
+
+    `recovery_timeout_s` is how long interrupted work waits for a lost node to come back.
+    """
+
+    max_waiting_requests: int = 512
+    node_timeout_s: float = 10.0
+    recovery_timeout_s: float = 120.0
+    status_s: float = 0.5
+
+
+@dataclass(slots=True)
+class Assignment:
+    """Where one output of a request runs now."""
+
+    work: Work
+    transfer_id: int
+    placement: Placement
+
+
+@dataclass(slots=True)
+class Parked:
+    """Interrupted work that waits for a node to come back."""
+
+    work: Work
+    since: float
+
+
+class Coordinator:
+    """Admission, placement and membership of one cell."""
+
+    def __init__(self, limits: CoordinatorLimits) -> None:
+        self.limits = limits
+        self.outbox = Outbox()
+        self.members = Members(self.outbox, limits.node_timeout_s)
+        self._assigned: dict[str, dict[int, Assignment]] = {}
+        self._parked: list[Parked] = []
+        self._next_transfer_id = 1
+        self._next_status = 0.0
+
+    # -------------------------------------------------------------- events in
+    def on_message(self, sender: str, message: Message, now: float) -> None:
+        self.members.heard_of(sender, now)
+        if isinstance(message, Snapshot):
+            self.members.on_snapshot(sender, message.snapshot)
+            self._unpark(now)
+        elif isinstance(message, Submit):
+            self._submit(message.work, now)
+        elif isinstance(message, Finished):
+            self._release(message.request_id, message.indices)
+        elif isinstance(message, Cancel):
+            self._cancel(message.request_id, message.indices)
+        elif isinstance(message, NodeHello):
+            lost = self.members.node_joins(message, now)
+            if lost is not None:
+                self._node_lost(lost, "was replaced by a new process")
+            self._next_status = now
+        elif isinstance(message, GatewayHello):
+            gone = self.members.gateway_joins(message, now)
+            if gone is not None:
+                self._gateway_lost(gone)
+            self._next_status = now
+        elif not isinstance(message, Heartbeat):
+            raise TypeError(f"the coordinator has no use for {type(message).__name__}")
+
+    def on_process_lost(self, member_id: str, incarnation: int, now: float, reason: str) -> None:
+        """The supervisor saw this process end."""
+        lost = self.members.remove(member_id, incarnation)
+        self._lost(lost, reason)
+        self._next_status = now
+
+    def on_undeliverable(self, to: str, message: Message) -> None:
+        """A message could not be queued for its receiver."""
+        if isinstance(message, StartPrefill | Reserve):
+            work = message.work
+            self._abort(work.request.request_id, work.indices)
+            self._interrupt(work, f"{to} could not be reached")
+
+    def tick(self, now: float) -> None:
+        for lost in self.members.silent(now):
+            self.outbox.add(lost.kill(f"silent for {self.limits.node_timeout_s:g} s"))
+            self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
+            self._next_status = now
+        self._unpark(now)
+        if now >= self._next_status:
+            self._next_status = now + self.limits.status_s
+            status = self.status(now)
+            for gateway_id in self.members.gateways:
+                self.outbox.send(gateway_id, status)
+
+    def drain(self) -> list[Effect]:
+        return self.outbox.drain()
+
+    # -------------------------------------------------------------- requests
+    def _submit(self, work: Work, now: float) -> None:
+        request = work.request
+        self._abort(request.request_id, work.indices)  # of an earlier attempt
+        reason = self._never_fits(work)
+        if reason is not None:
+            self._reject(work, 400, reason)
+            return
+        placement = route(self._candidates())
+        if placement is None:
+            if work.attempt:
+                self._parked.append(Parked(work, now))
+            else:
+                self._reject(work, 503, f"the cell is not ready: {self.members.missing()}", 5.0)
+            return
+        if not work.attempt:
+            overload = admit(
+                self._num_waiting(), self.limits.max_waiting_requests, self._shortest_wait_s()
+            )
+            if overload is not None:
+                self._reject(work, 429, overload.message, overload.retry_after_s)
+                return
+        self._place(work, placement)
+
+    def _place(self, work: Work, placement: Placement) -> None:
+        request = work.request
+        transfer_id, self._next_transfer_id = self._next_transfer_id, self._next_transfer_id + 1
+        prefill = self.members.nodes[placement.prefill]
+        decode = self.members.nodes[placement.decode]
+        assignments = self._assigned.setdefault(request.request_id, {})
+        for index in work.indices:
+            assignments[index] = Assignment(work, transfer_id, placement)
+        prefill.credit[transfer_id] = (work.num_tokens, 0)
+        start = StartPrefill(work, transfer_id, decode.id, decode.epoch)
+        if decode is not prefill:
+            decode.credit[transfer_id] = (0, len(work.indices))
+            self.outbox.send(decode.id, Reserve(work, transfer_id, prefill.id, prefill.epoch))
+        else:
+            decode.credit[transfer_id] = (work.num_tokens, len(work.indices))
+        self.outbox.send(prefill.id, start)
+        admitted = Admitted(request.request_id, work.indices, work.attempt, prefill.id, decode.id)
+        self.outbox.send(request.gateway, admitted)
+
+    def _never_fits(self, work: Work) -> str | None:
+        """Why no node of the cell could ever run this, or None."""
+        prompt, params = work.request.prompt, work.request.params
+        longest = len(prompt) + params.max_tokens
+        nodes = self.members.nodes.values()
+        if not nodes:
+            return None
+        max_len = max(node.hello.max_model_len for node in nodes)
+        if longest > max_len:
+            return (
+                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}; "
+                f"together that is more than the {max_len} tokens a sequence may have"
+            )
+        holders = [n for n in nodes if n.hello.role != "prefill"]
+        if holders and not any(_holds(n, work) for n in holders):
+            return f"{longest} tokens do not fit into the KV cache of any decode node"
+        runners = [n for n in nodes if n.hello.role != "decode"]
+        if runners and not any(_holds(n, work, prefill=True) for n in runners):
+            return f"{work.num_tokens} tokens do not fit into the KV cache of any prefill node"
+        return None
+
+    def _cancel(self, request_id: str, indices: tuple[int, ...]) -> None:
+        self._abort(request_id, indices)
+        self._parked = [
+            parked
+            for parked in self._parked
+            if parked.work.request.request_id != request_id
+            or not set(parked.work.indices) <= set(indices)
+        ]
+
+    def _abort(self, request_id: str, indices: tuple[int, ...]) -> None:
+        """Drop these outputs on the nodes they were assigned to, in whatever attempt."""
+        targets: dict[str, tuple[set[int], int]] = {}
+        for assignment, index in self._release(request_id, indices):
+            placement = assignment.placement
+            for node_id in {placement.prefill, placement.decode}:
+                dropped, attempt = targets.get(node_id, (set(), 0))
+                dropped.add(index)
+                targets[node_id] = (dropped, max(attempt, assignment.work.attempt))
+        for node_id in sorted(targets):
+            if node_id in self.members.nodes:
+                dropped, attempt = targets[node_id]
+                abort = Abort(request_id, tuple(sorted(dropped)), attempt)
+                self.outbox.send(node_id, abort)
+
+    def _release(self, request_id: str, indices: tuple[int, ...]) -> list[tuple[Assignment, int]]:
+        """Forget assignments; returns those that were known."""
+        assignments = self._assigned.get(request_id, {})
+        released = [(assignments.pop(i), i) for i in indices if i in assignments]
+        if not assignments:
+            self._assigned.pop(request_id, None)
+        return released
+
+    def _reject(self, work: Work, status: int, message: str, retry_after_s: float = 1.0) -> None:
+        request = work.request
+        rejected = Rejected(
+            request.request_id, work.indices, work.attempt, status, message, retry_after_s
+        )
+        self.outbox.send(request.gateway, rejected)
+
+    def _interrupt(self, work: Work, reason: str, indices: tuple[int, ...] | None = None) -> None:
+        request = work.request
+        interrupted = Interrupted(request.request_id, indices or work.indices, work.attempt, reason)
+        self.outbox.send(request.gateway, interrupted)
+
+    def _unpark(self, now: float) -> None:
+        if not self._parked:
+            return
+        placement = route(self._candidates())
+        parked, self._parked = self._parked, []
+        for item in parked:
+            if placement is not None:
+                self._submit(item.work, now)
+            elif now - item.since >= self.limits.recovery_timeout_s:
+                reason = f"no node came back to go on with it: {self.members.missing()}"
+                self._reject(item.work, 503, reason, 5.0)
+            else:
+                self._parked.append(item)
+
+    # -------------------------------------------------------------- losses
+    def _lost(self, member: Node | Gateway | None, reason: str) -> None:
+        if isinstance(member, Node):
+            self._node_lost(member, reason)
+        elif isinstance(member, Gateway):
+            self._gateway_lost(member)
+
+    def _node_lost(self, node: Node, reason: str) -> None:
+        """Interrupt what was to decode there. What was only prefilled there, and has not
+        reached its decode node yet, that node interrupts itself when it hears of the loss."""
+        for assignments in list(self._assigned.values()):
+            by_work: dict[int, tuple[Work, list[int]]] = {}
+            for index, assignment in assignments.items():
+                if assignment.placement.decode == node.id:
+                    work, indices = by_work.setdefault(
+                        assignment.transfer_id, (assignment.work, [])
+                    )
+                    indices.append(index)
+            for work, indices in by_work.values():
+                self._interrupt(work, f"decode node {node.id} {reason}", tuple(indices))
+
+    def _gateway_lost(self, gateway: Gateway) -> None:
+        for request_id, assignments in list(self._assigned.items()):
+            if next(iter(assignments.values())).work.request.gateway == gateway.id:
+                self._abort(request_id, tuple(assignments))
+        self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
+
+    # -------------------------------------------------------------- views
+    def _candidates(self) -> list[Candidate]:
+        return [node.candidate() for node in self.members.nodes.values()]
+
+    def _num_waiting(self) -> int:
+        """Prompts in the cell that have not been computed yet, on the way ones included."""
+        waiting = sum(
+            node.snapshot.num_waiting + sum(1 for tokens, _ in node.credit.values() if tokens)
+            for node in self.members.nodes.values()
+        )
+        return waiting + len(self._parked)
+
+    def _shortest_wait_s(self) -> float:
+        waits = [c.prefill_wait_s for c in self._candidates() if c.role != "decode"]
+        return min(waits, default=0.0)
+
+    def status(self, now: float) -> CellStatus:
+        """The cell as `/ready`, `/metrics` and `pd status` show it."""
+        missing = self.members.missing()
+        nodes: list[Mapping[str, str | int | float | bool]] = [
+            node.describe(now) for node in self.members.nodes.values()
+        ]
+        lens = [node.hello.max_model_len for node in self.members.nodes.values()]
+        return CellStatus(
+            ready=not missing,
+            reason=missing,
+            nodes=tuple(nodes),
+            num_requests=len(self._assigned) + len(self._parked),
+            max_model_len=min(lens, default=0),
+        )
+
+
+def _holds(node: Node, work: Work, *, prefill: bool = False) -> bool:
+    """Whether an otherwise empty node has the blocks (and batch rows) for this work."""
+    size, num_blocks = node.hello.block_size, node.hello.num_blocks
+    if prefill:
+        return -(-work.num_tokens // size) <= num_blocks
+    request = work.request
+    longest = len(request.prompt) + request.params.max_tokens
+    if len(work.indices) > node.hello.max_num_seqs:
+        return False
+    # With n > 1 every sequence needs one block of its own besides the shared prompt.
+    own = len(work.indices) if len(work.indices) > 1 else 0
+    shared = -(-work.num_tokens // size) + own
+    return max(-(-longest // size), shared) <= num_blocks

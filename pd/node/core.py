@@ -1,0 +1,251 @@
+"""A node's brain: messages, transfer events and step results in; plans and effects out. Pure.
+
+Every node has both halves, prefill and decode, over one block pool. Its role only says which
+work the coordinator sends it: a mixed node gets prompts whose decode node is itself, so its
+prefill chunks ride on its decode steps. The live runner and the simulator drive this same
+object; nothing here reads a clock or knows a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from decode_node.phase import DecodePhase
+from kvstore.blocks import BlockPool
+from kvstore.prefix import root_key
+from kvstore.transport.events import Arrived, Pushed, TransferEvent
+from pd.messages import (
+    COORDINATOR,
+    Abort,
+    AbortTransfer,
+    Granted,
+    Message,
+    PeerLost,
+    PrefillDone,
+    Renew,
+    Reserve,
+    Snapshot,
+    StartPrefill,
+    Stopped,
+)
+from pd.outbox import Effect, Outbox
+from pd.policies.order import OrderPolicy
+from pd.types import BatchPlan, NodeSnapshot, Request, Role, Sampled
+from prefill_node.phase import PrefillPhase
+from prefill_node.scheduler import PrefillTask
+
+_SMOOTHING = 0.3  # weight of the newest step in the prefill rate
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """What a step may hold and how long a node waits for others; times in seconds.
+
+    `watermark` is the share of blocks kept free for growth whenever anything runs.
+    """
+
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 256
+    order: OrderPolicy = field(default_factory=OrderPolicy)
+    watermark: float = 0.01
+    lease_s: float = 10.0
+    heartbeat_s: float = 0.5
+    snapshot_s: float = 0.05  # at most one snapshot in this time
+
+
+class NodeCore:
+    """Both halves of a node, its pool and what it tells the coordinator."""
+
+    def __init__(
+        self,
+        node_id: str,
+        role: Role,
+        pool: BlockPool,
+        limits: NodeLimits,
+        layout_fingerprint: int,
+        block_bytes: int = 0,
+    ) -> None:
+        self.node_id = node_id
+        self.role = role
+        self.epoch = 0
+        self.pool = pool
+        self.limits = limits
+        self.outbox = Outbox(node_id)
+        self._layout = layout_fingerprint
+        self._block_bytes = block_bytes
+        self._roots: dict[str, bytes] = {}
+        self.decode = DecodePhase(
+            node_id, pool, limits.order, limits.max_num_seqs, limits.watermark, limits.lease_s,
+            self._root_of, self.outbox, on_local_room=self._local_room,
+        )  # fmt: skip
+        self.prefill = PrefillPhase(
+            node_id, pool, limits.order, limits.max_num_seqs, self._root_of, self.outbox,
+            reserve_local=self.decode.reserve_local, start_local=self.decode.start_local,
+        )  # fmt: skip
+        self._plan: BatchPlan | None = None
+        self._planned_at = 0.0
+        self._last_transfer_id = 0
+        self._steps = 0
+        self._step_s = 0.0
+        self._prefill_rate = 0.0
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+        self._num_transfers = 0
+        self._transferred_bytes = 0
+        self._next_renewal = 0.0
+        self._next_snapshot = 0.0
+        self._next_heartbeat = 0.0
+        self._changed = True
+
+    # -------------------------------------------------------------- events in
+    def on_message(self, sender: str, message: Message, now: float) -> None:
+        self._changed = True
+        if isinstance(message, StartPrefill):
+            self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
+            self.prefill.start(message, now)
+        elif isinstance(message, Reserve):
+            self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
+            self.decode.reserve(message, now)
+        elif isinstance(message, Granted):
+            self.prefill.granted(sender, message)
+        elif isinstance(message, PrefillDone):
+            self.decode.prefill_done(sender, message)
+        elif isinstance(message, Abort):
+            self.prefill.abort(message)
+            self.decode.abort(message)
+        elif isinstance(message, AbortTransfer):
+            self.prefill.abort_transfer(sender, message)
+        elif isinstance(message, Stopped):
+            self.decode.stopped(sender, message)
+        elif isinstance(message, Renew):
+            self.decode.renew(sender, message, now)
+        elif isinstance(message, PeerLost):
+            self.prefill.peer_lost(message.id, message.epoch)
+            self.decode.peer_lost(message.id, message.epoch)
+        else:
+            raise TypeError(f"a node has no use for {type(message).__name__} from {sender}")
+        self.decode.grant(now)
+
+    def on_transfer(self, event: TransferEvent, now: float) -> None:
+        self._changed = True
+        if isinstance(event, Pushed):
+            if event.ok:
+                self._num_transfers += 1
+                self._transferred_bytes += event.num_bytes
+            self.prefill.pushed(event)
+        elif isinstance(event, Arrived):
+            self.decode.arrived(event)
+        self.decode.grant(now)
+
+    def tick(self, now: float) -> None:
+        """Leases, renewals and heartbeats; call it on every turn of the loop, idle or not."""
+        self.decode.tick(now)
+        if now >= self._next_renewal:
+            self._next_renewal = now + self.limits.lease_s / 4
+            self.prefill.renew()
+        due = now >= self._next_heartbeat or (self._changed and now >= self._next_snapshot)
+        if due and self.epoch:
+            self._changed = False
+            self._next_snapshot = now + self.limits.snapshot_s
+            self._next_heartbeat = now + self.limits.heartbeat_s
+            self.outbox.send(COORDINATOR, Snapshot(self.snapshot(now)))
+
+    def next_tick(self) -> float:
+        """When `tick` has something to do at the latest."""
+        due = min(self._next_heartbeat, self._next_renewal)
+        return min(due, self._next_snapshot) if self._changed else due
+
+    # -------------------------------------------------------------- steps
+    def plan(self, now: float) -> BatchPlan | None:
+        """The next step, or None when there is nothing to run. Then `commit` before `plan`.
+
+        Decoding sequences come first, one token each; prompts fill the token budget up.
+        """
+        if self._plan is not None:
+            raise RuntimeError("a step is still in flight")
+        self.decode.grant(now)
+        plan = self.decode.plan()
+        budget = self.limits.max_num_batched_tokens - len(plan.decodes)
+        chunks = self.prefill.plan(now, budget) if budget > 0 else ()
+        plan = BatchPlan(chunks, plan.decodes, plan.copies)
+        if not plan:
+            return None
+        self._plan, self._planned_at = plan, now
+        return plan
+
+    def commit(self, samples: Seq[Sampled], now: float) -> None:
+        """The step in flight is over and drew `samples` (chunks' first, then decodes')."""
+        plan, self._plan = self._plan, None
+        if plan is None:
+            raise RuntimeError("no step is in flight")
+        self._changed = True
+        self._steps += 1
+        self._step_s = now - self._planned_at
+        num_first = len(samples) - len(plan.decodes)
+        self.prefill.commit(plan.chunks, samples[:num_first])
+        self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:])
+        num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
+        if num_prefill and self._step_s > 0:
+            self._prefill_tokens += num_prefill
+            rate = num_prefill / self._step_s
+            old = self._prefill_rate or rate
+            self._prefill_rate = old + _SMOOTHING * (rate - old)
+        self.decode.grant(now)
+
+    @property
+    def busy(self) -> bool:
+        return self._plan is not None
+
+    # -------------------------------------------------------------- out
+    def drain(self) -> list[Effect]:
+        return self.outbox.drain()
+
+    def snapshot(self, now: float) -> NodeSnapshot:
+        prefill, decode = self.prefill, self.decode
+        return NodeSnapshot(
+            node_id=self.node_id,
+            role=self.role,
+            epoch=self.epoch,
+            last_transfer_id=self._last_transfer_id,
+            num_waiting=len(prefill.tasks),
+            waiting_tokens=prefill.waiting_tokens,
+            num_running=len(decode.scheduler),
+            running_tokens=decode.scheduler.num_tokens,
+            num_reserving=len(decode.handoffs),
+            num_blocks=self.pool.num_blocks,
+            free_blocks=self.pool.num_free,
+            cached_blocks=self.pool.num_cached,
+            steps=self._steps,
+            step_s=self._step_s,
+            busy_s=now - self._planned_at if self.busy else 0.0,
+            prefill_rate=self._prefill_rate,
+            num_transfers=self._num_transfers,
+            transferred_bytes=self._transferred_bytes,
+            preemptions=decode.scheduler.preemptions,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            cache_hit_tokens=prefill.scheduler.cache_hit_tokens + decode.cache_hit_tokens,
+        )
+
+    def check_idle(self) -> None:
+        """Assert that nothing is held: for tests, once every request has ended."""
+        assert not self.prefill.tasks, self.prefill.tasks
+        assert not self.decode.handoffs, self.decode.handoffs
+        assert not self.decode.scheduler.running, self.decode.scheduler.running
+        assert self.pool.num_free == self.pool.num_blocks, (
+            f"{self.pool.num_blocks - self.pool.num_free} blocks leaked on {self.node_id}"
+        )
+        assert self.prefill.scheduler.remaining_tokens == 0
+        assert self.decode.scheduler.num_tokens == 0
+        self.pool.check()
+
+    # -------------------------------------------------------------- inside
+    def _local_room(self, task: PrefillTask) -> None:
+        self.prefill.ready(task)  # the prefill half does not exist yet when decode is built
+
+    def _root_of(self, request: Request) -> bytes:
+        root = self._roots.get(request.tenant)
+        if root is None:
+            root = self._roots[request.tenant] = root_key(self._layout, request.tenant.encode())
+        return root

@@ -1,0 +1,90 @@
+"""What pure code wants done: the effects it collects while it handles an event.
+
+A node core, a phase or the coordinator never sends anything itself. It writes into an
+`Outbox`; the live runner turns the entries into sockets and copies, the simulator into
+events on a virtual clock, a test into assertions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstore.transfer import Push
+from pd.messages import Message, Tokens
+from pd.types import TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a process of the cell."""
+
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Let this sender write into these blocks of ours, and nobody else."""
+
+    transfer_id: int
+    sender: str
+    sender_epoch: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Accept nothing more for this transfer."""
+
+    transfer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPush:
+    """Drop the queued pushes of this transfer; each still comes back, not ok."""
+
+    transfer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a process that no longer answers, so that its supervisor starts a new one."""
+
+    id: str
+    incarnation: int
+    reason: str
+
+
+Effect = Send | Expect | Forget | Push | CancelPush | Kill
+
+
+class Outbox:
+    """Effects in the order they were asked for; tokens of a step become one message a gateway."""
+
+    def __init__(self, node_id: str = "") -> None:
+        self._node_id = node_id
+        self._effects: list[Effect] = []
+        self._tokens: dict[str, list[TokenEvent]] = {}
+
+    def send(self, to: str, message: Message) -> None:
+        # A message that follows tokens must not overtake them: `Interrupted` says which
+        # tokens a gateway will not get from here.
+        if to in self._tokens:
+            self._flush(to)
+        self._effects.append(Send(to, message))
+
+    def token(self, gateway: str, event: TokenEvent) -> None:
+        self._tokens.setdefault(gateway, []).append(event)
+
+    def add(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def drain(self) -> list[Effect]:
+        for gateway in list(self._tokens):
+            self._flush(gateway)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _flush(self, gateway: str) -> None:
+        events = self._tokens.pop(gateway)
+        self._effects.append(Send(gateway, Tokens.pack(events, self._node_id)))

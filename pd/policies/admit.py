@@ -1,0 +1,29 @@
+"""Whether a request may enter the cell: a bound on how many wait for their first token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MIN_RETRY_S = 1.0
+_MAX_RETRY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """Why a request is turned away, and when it is worth another try."""
+
+    message: str
+    retry_after_s: float
+
+
+def admit(num_waiting: int, max_waiting: int, wait_s: float) -> Overload | None:
+    """None to admit. `wait_s` is the shortest predicted wait for a prefill in the cell: when
+    half of it has passed, about half of the queue is gone."""
+    if num_waiting < max_waiting:
+        return None
+    retry = min(_MAX_RETRY_S, max(_MIN_RETRY_S, wait_s / 2))
+    return Overload(
+        f"{num_waiting} requests are waiting and the limit is {max_waiting}; "
+        f"try again in {retry:.0f} s",
+        retry,
+    )

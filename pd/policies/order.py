@@ -1,0 +1,105 @@
+"""In which order waiting work runs: first come, shortest first with aging, or by priority.
+
+Used for prefills and for hand-offs waiting for decode room alike, so that an order chosen
+for one stage is not lost in the next.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from pd.types import Work
+
+Order = Literal["fcfs", "sjf", "priority"]
+Key = tuple[float, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OrderPolicy:
+    """`aging_s` bounds starvation under "sjf" and "priority": work that waited this long
+    goes before any that did not, oldest first."""
+
+    order: Order = "fcfs"
+    aging_s: float = 10.0
+
+    def key(self, work: Work, arrived: float, now: float) -> Key:
+        """Smaller runs earlier."""
+        if self.order == "fcfs" or now - arrived >= self.aging_s:
+            return (0, arrived, 0)
+        if self.order == "priority":
+            return (1, work.request.priority, arrived)
+        return (1, work.num_tokens, arrived)
+
+
+@dataclass(slots=True)
+class _Entry(Generic[T]):
+    item: T
+    work: Work
+    arrived: float
+    queued: bool = True
+
+
+class WaitingQueue(Generic[T]):
+    """Items with their work, in policy order. Logarithmic in its length, removal included.
+
+    A heap by rank and one by age are kept side by side; an entry taken from one is skipped
+    when it surfaces in the other.
+    """
+
+    def __init__(self, policy: OrderPolicy) -> None:
+        self.policy = policy
+        self._entries: dict[int, _Entry[T]] = {}
+        self._by_rank: list[tuple[Key, int, _Entry[T]]] = []
+        self._by_age: list[tuple[float, int, _Entry[T]]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        return (entry.item for entry in self._entries.values())
+
+    def push(self, item: T, work: Work, arrived: float) -> None:
+        self._count += 1
+        entry = _Entry(item, work, arrived)
+        self._entries[id(item)] = entry
+        # An age of minus infinity: the rank of work that is still young.
+        rank = self.policy.key(work, arrived, float("-inf"))
+        heapq.heappush(self._by_rank, (rank, self._count, entry))
+        if self.policy.order != "fcfs":
+            heapq.heappush(self._by_age, (arrived, self._count, entry))
+
+    def peek(self, now: float) -> T | None:
+        entry = self._first(now)
+        return None if entry is None else entry.item
+
+    def peek_key(self, now: float) -> Key | None:
+        entry = self._first(now)
+        return None if entry is None else self.policy.key(entry.work, entry.arrived, now)
+
+    def pop(self, now: float) -> T | None:
+        entry = self._first(now)
+        if entry is None:
+            return None
+        self.remove(entry.item)
+        return entry.item
+
+    def remove(self, item: T) -> bool:
+        entry = self._entries.pop(id(item), None)
+        if entry is None:
+            return False
+        entry.queued = False
+        return True
+
+    def _first(self, now: float) -> _Entry[T] | None:
+        while self._by_age and not self._by_age[0][2].queued:
+            heapq.heappop(self._by_age)
+        while self._by_rank and not self._by_rank[0][2].queued:
+            heapq.heappop(self._by_rank)
+        if self._by_age and now - self._by_age[0][0] >= self.policy.aging_s:
+            return self._by_age[0][2]
+        return self._by_rank[0][2] if self._by_rank else None

@@ -1,0 +1,292 @@
+"""The prefill half of a node: prompts in, first tokens and pushed blocks out. Pure.
+
+A prompt that will decode elsewhere waits until that node has granted room for it, then runs
+in chunks; the blocks each chunk completes are pushed while the next one computes. A prompt
+that will decode here waits for the same grant from the decode half and hands its blocks
+over without moving them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import TypeVar
+
+from kvstore.blocks import BlockPool
+from kvstore.prefix import block_hashes
+from kvstore.table import num_blocks
+from kvstore.transfer import OutgoingStatus, OutgoingTransfer
+from kvstore.transport.events import Pushed
+from pd.messages import (
+    Abort,
+    AbortTransfer,
+    Granted,
+    Interrupted,
+    PrefillDone,
+    Renew,
+    StartPrefill,
+    Stopped,
+)
+from pd.outbox import CancelPush, Outbox
+from pd.policies.order import OrderPolicy
+from pd.types import PrefillChunk, Request, Sampled, Sequence, TokenEvent
+from prefill_node.scheduler import PrefillScheduler, PrefillTask
+
+T = TypeVar("T")
+_REMEMBERED = 4096  # grants and aborts that came before their StartPrefill
+
+
+class PrefillPhase:
+    """Everything a node does for prompts until their last block has left.
+
+    `reserve_local` asks the decode half for room for a prompt that stays here (it calls
+    `ready` once there is), `start_local` hands it the prompt's sequences when computed.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        pool: BlockPool,
+        policy: OrderPolicy,
+        max_num_seqs: int,
+        root_of: Callable[[Request], bytes],
+        outbox: Outbox,
+        reserve_local: Callable[[PrefillTask], None],
+        start_local: Callable[[PrefillTask, list[Sequence]], None],
+    ) -> None:
+        self.node_id = node_id
+        self.pool = pool
+        self.scheduler = PrefillScheduler(pool, policy, max_num_seqs)
+        self.tasks: dict[int, PrefillTask] = {}
+        self._ungranted_tokens = 0  # of prompts that wait for decode room
+        self._by_request: dict[str, set[int]] = {}
+        self._in_flight: list[PrefillTask] = []
+        self._early_grants: OrderedDict[int, Granted] = OrderedDict()
+        self._early_aborts: OrderedDict[int, None] = OrderedDict()
+        self._root_of = root_of
+        self._outbox = outbox
+        self._reserve_local = reserve_local
+        self._start_local = start_local
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens that this node has yet to compute."""
+        return self.scheduler.remaining_tokens + self._ungranted_tokens
+
+    # -------------------------------------------------------------- messages
+    def start(self, message: StartPrefill, now: float) -> None:
+        work, transfer_id = message.work, message.transfer_id
+        if transfer_id in self._early_aborts or transfer_id in self.tasks:
+            return
+        tokens = (*work.request.prompt, *work.output)
+        hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
+        task = PrefillTask(work, transfer_id, now, hashes)
+        self.tasks[transfer_id] = task
+        self._by_request.setdefault(work.request.request_id, set()).add(transfer_id)
+        self._ungranted_tokens += task.num_tokens
+        if message.decode == self.node_id:
+            self._reserve_local(task)
+            return
+        task.outgoing = OutgoingTransfer(transfer_id, message.decode, message.decode_epoch)
+        grant = self._early_grants.pop(transfer_id, None)
+        if grant is not None:
+            self.granted(message.decode, grant)
+
+    def granted(self, sender: str, message: Granted) -> None:
+        task = self.tasks.get(message.transfer_id)
+        if task is None:
+            # The grant overtook the coordinator's order, or comes after an abort.
+            if message.transfer_id not in self._early_aborts:
+                _remember(self._early_grants, message.transfer_id, message)
+            return
+        outgoing = task.outgoing
+        if outgoing is None or outgoing.receiver != sender or not _ungranted(outgoing):
+            return
+        expected = num_blocks(task.num_tokens, self.pool.block_size)
+        if message.num_cached + len(message.blocks) != expected:
+            self._interrupt(task, f"{sender} granted room for another prompt")
+            self._cancel(task)
+            return
+        outgoing.granted(message.num_cached, message.blocks)
+        self.ready(task)
+
+    def ready(self, task: PrefillTask) -> None:
+        """There are blocks for this prompt where it will decode: it may run."""
+        self._ungranted_tokens -= task.num_tokens
+        task.granted = True
+        self.scheduler.add(task)
+
+    def abort(self, message: Abort) -> None:
+        for transfer_id in list(self._by_request.get(message.request_id, ())):
+            task = self.tasks[transfer_id]
+            if task.work.attempt <= message.attempt:
+                task.dropped.update(message.indices)
+                if task.dropped.issuperset(task.work.indices):
+                    self._cancel(task)
+
+    def abort_transfer(self, sender: str, message: AbortTransfer) -> None:
+        task = self.tasks.get(message.transfer_id)
+        if task is None or task.outgoing is None:
+            self._early_grants.pop(message.transfer_id, None)
+            _remember(self._early_aborts, message.transfer_id, None)
+            self._outbox.send(sender, Stopped(message.transfer_id))
+        elif task.outgoing.receiver == sender:
+            if not task.cancelled:
+                self._interrupt(task, message.reason)
+            self._cancel(task)
+
+    def peer_lost(self, peer: str, epoch: int) -> None:
+        """The decode node is gone; the coordinator tells the gateways what that interrupts."""
+        for task in list(self.tasks.values()):
+            outgoing = task.outgoing
+            if outgoing and outgoing.receiver == peer and outgoing.receiver_epoch <= epoch:
+                self._cancel(task)
+
+    def renew(self) -> None:
+        """Tell every decode node which of its reservations are still wanted."""
+        peers: dict[str, tuple[list[int], list[int]]] = {}
+        for transfer_id, task in self.tasks.items():
+            if task.outgoing is not None and not task.cancelled:
+                renewed, ungranted = peers.setdefault(task.outgoing.receiver, ([], []))
+                renewed.append(transfer_id)
+                if _ungranted(task.outgoing):
+                    ungranted.append(transfer_id)
+        for peer, (renewed, ungranted) in peers.items():
+            self._outbox.send(peer, Renew(tuple(renewed), tuple(ungranted)))
+
+    def pushed(self, event: Pushed) -> None:
+        task = self.tasks.get(event.transfer_id)
+        if task is None or task.outgoing is None:
+            return
+        task.outgoing.pushed(event.first, event.count, event.ok)
+        if not event.ok and not task.cancelled:
+            self._interrupt(task, f"blocks could not be sent to {task.outgoing.receiver}")
+            self._cancel(task)
+        self._settle(task)
+
+    # -------------------------------------------------------------- steps
+    def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:
+        chunks = self.scheduler.plan(now, budget)
+        # A step's chunks are in the order of their tasks, so commit can match them up.
+        by_lead = {id(task.lead): task for task in self.scheduler.running.values()}
+        self._in_flight = [by_lead[id(chunk.seq)] for chunk in chunks]
+        for task in self._in_flight:
+            if task.outgoing is not None:
+                self._push_complete(task, task.outgoing)  # a cached prefix leaves at once
+            task.in_flight = True
+        return chunks
+
+    def commit(self, chunks: Seq[PrefillChunk], samples: Seq[Sampled]) -> None:
+        drawn = iter(samples)
+        tasks, self._in_flight = self._in_flight, []
+        for task, chunk in zip(tasks, chunks, strict=True):
+            first = [(seq, next(drawn)) for seq in chunk.sample]
+            task.in_flight = False
+            if task.cancelled:
+                self._settle(task)
+                continue
+            done = self.scheduler.commit(task, chunk)
+            going_on = self._deliver(task, first)
+            if task.outgoing is not None:
+                self._push(task, task.outgoing, going_on if done else None)
+            elif done:
+                self._forget(task)
+                self._start_local(task, going_on)
+
+    def _deliver(self, task: PrefillTask, first: list[tuple[Sequence, Sampled]]) -> list[Sequence]:
+        """Send first tokens to the gateway; the sequences that go on after theirs."""
+        going_on: list[Sequence] = []
+        for seq, sampled in first:
+            if seq.index in task.dropped:
+                continue
+            reason = seq.append(sampled.token)
+            if reason is None:
+                going_on.append(seq)
+            request = seq.request
+            self._outbox.token(
+                request.gateway,
+                TokenEvent(
+                    request.request_id,
+                    seq.index,
+                    seq.attempt,
+                    seq.num_output - 1,
+                    sampled.token,
+                    reason,
+                    sampled.logprob,
+                    sampled.top,
+                ),
+            )
+        return going_on
+
+    def _push(
+        self, task: PrefillTask, outgoing: OutgoingTransfer, going_on: list[Sequence] | None
+    ) -> None:
+        """Push what is complete; `going_on` is None until the whole prompt is."""
+        if going_on is None:
+            self._push_complete(task, outgoing)
+            return
+        firsts = tuple((seq.index, seq.tokens[-1]) for seq in going_on)
+        self._outbox.send(outgoing.receiver, PrefillDone(task.transfer_id, firsts))
+        if going_on:
+            push = outgoing.offer(task.lead.blocks, final=True)
+            if push is not None:
+                self._outbox.add(push)
+            self._settle(task)
+        else:  # every sequence ended with its first token: the room is not needed
+            self._cancel(task)
+
+    def _push_complete(self, task: PrefillTask, outgoing: OutgoingTransfer) -> None:
+        num_complete = task.lead.num_computed // self.pool.block_size
+        push = outgoing.offer(task.lead.blocks[:num_complete], final=False)
+        if push is not None:
+            self._outbox.add(push)
+
+    # -------------------------------------------------------------- endings
+    def _interrupt(self, task: PrefillTask, reason: str) -> None:
+        request = task.work.request
+        self._outbox.send(
+            request.gateway,
+            Interrupted(request.request_id, task.work.indices, task.work.attempt, reason),
+        )
+
+    def _cancel(self, task: PrefillTask) -> None:
+        if not task.cancelled:
+            task.cancelled = True
+            if task.granted:
+                self.scheduler.remove(task)
+            else:
+                self._ungranted_tokens -= task.num_tokens
+            if task.outgoing is not None:
+                task.outgoing.abort()
+                self._outbox.add(CancelPush(task.transfer_id))
+        self._settle(task)
+
+    def _settle(self, task: PrefillTask) -> None:
+        """Let go of the blocks once neither a step nor a push can touch them."""
+        outgoing = task.outgoing
+        if task.in_flight or (outgoing is not None and not outgoing.quiet):
+            return
+        if task.cancelled and outgoing is not None:
+            self._outbox.send(outgoing.receiver, Stopped(task.transfer_id))
+        self._forget(task)
+        self.pool.release(task.lead.blocks)
+        task.lead.blocks = []
+
+    def _forget(self, task: PrefillTask) -> None:
+        del self.tasks[task.transfer_id]
+        request_id = task.work.request.request_id
+        remaining = self._by_request[request_id]
+        remaining.discard(task.transfer_id)
+        if not remaining:
+            del self._by_request[request_id]
+
+
+def _ungranted(outgoing: OutgoingTransfer) -> bool:
+    return outgoing.status is OutgoingStatus.WAITING
+
+
+def _remember(memory: OrderedDict[int, T], key: int, value: T) -> None:
+    memory[key] = value
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)
