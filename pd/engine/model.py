@@ -6,7 +6,6 @@ D head_dim, E hidden, F intermediate, V vocabulary, B blocks of the arena, P blo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +15,9 @@ from torch.nn import functional
 from pd.engine.rotary import cos_sin_table
 from pd.engine.spec import ModelSpec
 from pd.engine.weights import WeightSource
-from pd_kernels.linear import make_linear
+from pd_kernels.linear import Linear, make_linear
 from pd_kernels.meta import AttentionMeta
 from pd_kernels.ops import Ops
-
-Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

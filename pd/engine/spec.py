@@ -111,7 +111,8 @@ class ModelSpec:
                 "config.json: quantised checkpoints are not supported; use the original weights"
             )
         attention_bias = family in ("llama", "qwen3") and bool(config.get("attention_bias"))
-        layers = get("num_hidden_layers")
+        layers, longest = get("num_hidden_layers"), get("max_position_embeddings")
+        rope = RopeSpec.from_config(config)
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
         if dtype not in _DTYPES:
             raise UnsupportedModelError(
@@ -129,8 +130,11 @@ class ModelSpec:
             intermediate_size=get("intermediate_size"),
             vocab_size=get("vocab_size"),
             rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope=RopeSpec.from_config(config),
-            max_positions=get("max_position_embeddings"),
+            rope=rope,
+            # A config stretched by YaRN may still name the length it was trained with.
+            max_positions=max(longest, int(rope.original_max * rope.factor))
+            if rope.kind == "yarn"
+            else longest,
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2" or attention_bias,
             o_bias=attention_bias,
