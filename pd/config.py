@@ -143,6 +143,9 @@ class ClusterConfig(Section):
     node_timeout_s: float = option(
         10.0, "seconds of silence after which a process counts as lost", minimum=0.1
     )
+    recovery_timeout_s: float = option(
+        120.0, "seconds that interrupted work waits for a lost node to be back", minimum=0.0
+    )
     lease_s: float = option(
         10.0, "seconds a hand-off's blocks stay reserved without a sign of its sender", minimum=0.1
     )
