@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from zlib import crc32
 
 import torch
@@ -38,7 +38,7 @@ class WeightSource(Protocol):
         """
 
     def finish(self) -> None:
-        """Check that nothing was left unused, and let go of the files."""
+        """Check that nothing was left unused."""
 
 
 def open_weights(
@@ -65,7 +65,6 @@ class SafetensorsWeights:
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._device = device
-        self._files: dict[Path, Any] = {}
         self._where = _find_tensors(directory)
         self._directory = directory
         self._unused = set(self._where)
@@ -87,7 +86,6 @@ class SafetensorsWeights:
     def finish(self) -> None:
         """Raises ModelError for tensors the architecture has no use for: had they been
         skipped, the model would run but compute something else."""
-        self._files.clear()
         unused = sorted(name for name in self._unused if not _is_derived(name))
         if unused:
             more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
@@ -102,9 +100,9 @@ class SafetensorsWeights:
             files = ", ".join(sorted({file.name for file in self._where.values()}))
             raise ModelError(f"tensor '{name}' is missing from {self._directory} ({files})")
         try:
-            if file not in self._files:
-                self._files[file] = safe_open(file, framework="pt", device="cpu")
-            tensor: Tensor = self._files[file].get_tensor(name)
+            # Opened anew each time: a mapping that stays would keep every page it has read.
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                tensor: Tensor = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"cannot read tensor '{name}' from {file}: {error}") from error
         if tuple(tensor.shape) != shape:
