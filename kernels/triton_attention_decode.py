@@ -33,18 +33,24 @@ _PROGRAMS_PER_MULTIPROCESSOR = 4
 
 
 @triton.jit
-def _split_of(context, SPLIT: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+def _split_of(context, split_length, N: tl.constexpr, W: tl.constexpr):
     """(first key that counts, number of splits, keys a split) of a sequence's context."""
     first = 0
     if W > 0:
         first = tl.maximum(context - W, 0) // N * N
-    splits = tl.maximum(tl.cdiv(context - first, SPLIT), 1)
+    span = tl.maximum(context - first, 1)
     # Splits of equal length rather than full ones and a rest, so that they end together.
-    length = tl.cdiv(tl.cdiv(context - first, splits), N) * N
-    return first, splits, length
+    length = tl.cdiv(tl.cdiv(span, tl.cdiv(span, split_length)), N) * N
+    # Whole tiles may need fewer splits, and the reduction must not read what nobody wrote.
+    return first, tl.cdiv(span, length), length
 
 
-@triton.jit(do_not_specialize=["first_sequence"])
+# Integers that change from step to step, and pointers that are read by the scalar, must not make
+# a compiled variant each: compiling in the middle of traffic stalls every stream.
+@triton.jit(
+    do_not_specialize=["first_sequence", "split_length", "stride_table"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lens_ptr"],
+)
 def _decode_kernel(
     q_ptr,
     k_ptr,
@@ -57,8 +63,9 @@ def _decode_kernel(
     query_starts_ptr,
     context_lens_ptr,
     first_sequence,
-    qk_scale,
+    split_length,
     stride_table,
+    qk_scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_Q_HEAD: tl.constexpr,
     STRIDE_BLOCK: tl.constexpr,
@@ -72,7 +79,6 @@ def _decode_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
-    SPLIT: tl.constexpr,
     PARTS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -84,7 +90,7 @@ def _decode_kernel(
     sequence = first_sequence + row
 
     context = tl.load(context_lens_ptr + sequence)
-    first_key, _, length = _split_of(context, SPLIT, N, W)
+    first_key, _, length = _split_of(context, split_length, N, W)
     start = first_key + split * length
     # The first split of a padding row (context 0) goes on, to write zeros.
     if split > 0:
@@ -127,7 +133,10 @@ def _decode_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["first_sequence", "num_splits"])
+@triton.jit(
+    do_not_specialize=["first_sequence", "split_length", "num_splits"],
+    do_not_specialize_on_alignment=["query_starts_ptr", "context_lens_ptr"],
+)
 def _reduce_kernel(
     part_ptr,
     part_max_ptr,
@@ -136,13 +145,13 @@ def _reduce_kernel(
     query_starts_ptr,
     context_lens_ptr,
     first_sequence,
+    split_length,
     num_splits,
     H: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
-    SPLIT: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Weigh the parts of one query head by their share of the softmax sum."""
@@ -150,7 +159,7 @@ def _reduce_kernel(
     head = tl.program_id(0) % H
     sequence = first_sequence + row
     context = tl.load(context_lens_ptr + sequence)
-    _, splits, _ = _split_of(context, SPLIT, N, W)
+    _, splits, _ = _split_of(context, split_length, N, W)
     dims = tl.arange(0, D_PAD)
     cell = (row.to(tl.int64) * H + head) * num_splits
 
@@ -186,14 +195,10 @@ def _reduce_kernel(
 def split_length(
     num_sequences: int, num_kv_heads: int, max_context: int, num_multiprocessors: int
 ) -> int:
-    """Keys a program reads, in tokens: a power of two between _MIN_SPLIT and _MAX_SPLIT.
-
-    A power of two keeps the number of compiled variants small.
-    """
+    """Keys a program reads, in tokens, between _MIN_SPLIT and _MAX_SPLIT."""
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors
     splits = max(1, wanted // max(1, num_sequences * num_kv_heads))
-    length = triton.next_power_of_2(max(1, triton.cdiv(max_context, splits)))
-    return min(max(length, _MIN_SPLIT), _MAX_SPLIT)
+    return min(max(triton.cdiv(max_context, splits), _MIN_SPLIT), _MAX_SPLIT)
 
 
 def decode_attention(
@@ -245,8 +250,9 @@ def decode_attention(
         meta.query_starts,
         meta.context_lens,
         meta.num_prefill,
-        scale * math.log2(math.e),
+        split,
         meta.block_tables.stride(0),
+        scale * math.log2(math.e),
         STRIDE_Q=q.stride(0),
         STRIDE_Q_HEAD=q.stride(1),
         STRIDE_BLOCK=kv.stride(0),
@@ -260,7 +266,6 @@ def decode_attention(
         M=tile.rows,
         N=tile.keys,
         W=window or 0,
-        SPLIT=split,
         PARTS=num_splits > 1,
         WIDE=wide_dots(q.dtype),
         num_warps=tile.warps,
@@ -275,13 +280,13 @@ def decode_attention(
             meta.query_starts,
             meta.context_lens,
             meta.num_prefill,
+            split,
             num_splits,
             H=num_heads,
             D=head_dim,
             D_PAD=padded,
             N=tile.keys,
             W=window or 0,
-            SPLIT=split,
             CHUNK=16,
             num_warps=4 if padded >= 128 else 2,
         )

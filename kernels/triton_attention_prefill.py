@@ -23,7 +23,10 @@ from pd_kernels.triton_common import num_multiprocessors, require_unit_stride, w
 from pd_kernels.triton_tiles import Tile, prefill_tile
 
 
-@triton.jit(do_not_specialize=["num_sequences", "num_tiles"])
+@triton.jit(
+    do_not_specialize=["num_sequences", "num_tiles", "stride_table"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lens_ptr"],
+)
 def _prefill_kernel(
     q_ptr,
     k_ptr,

@@ -16,7 +16,7 @@ _WORDS_PER_PROGRAM = 2048
 _WORD_DTYPES = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["layer"], do_not_specialize_on_alignment=["slots_ptr"])
 def _write_kv_kernel(
     k_ptr,
     v_ptr,
@@ -53,7 +53,7 @@ def _write_kv_kernel(
     tl.store(target + STRIDE_VALUE, v.to(kv_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["src_ids_ptr", "dst_ids_ptr"])
 def _copy_blocks_kernel(
     src_ptr,
     dst_ptr,

@@ -31,7 +31,7 @@ def _rotate(
     tl.store(low_ptr + HALF, new_high.to(row_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
 def _rotary_kernel(
     q_ptr,
     k_ptr,
