@@ -48,6 +48,7 @@ PURE = (
     "kvstore/prefix.py",
     "kvstore/layout.py",
     "kvstore/transfer.py",
+    "kvstore/transport/events.py",
 )
 
 COMPUTE = {"torch", "numpy", "numba", "triton", "llvmlite"}
@@ -63,6 +64,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("kvstore/transport/*.py", {*WIRE, "numpy", "torch"}),
     ("pd/wire.py", WIRE),
     ("pd/mailbox.py", WIRE),
+    ("pd/sockets.py", WIRE),
     ("*/actor.py", {"ray"}),
     ("pd/cluster.py", {"ray"}),
     ("pd/gateway/*.py", {"starlette", "uvicorn", "prometheus_client"}),

@@ -1,0 +1,294 @@
+"""The control plane: every process has one mailbox and talks to any other through it.
+
+A mailbox is one PULL socket that everybody connects to and one PUSH socket per peer. Sending
+never blocks and never raises for what the network does: a message that cannot be queued is
+refused and counted, one that is lost on the way is noticed by the next one's number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from pd import sockets, wire
+from pd.errors import WireError
+from pd.messages import GatewayHello, Message, NodeHello
+from pd.types import Peer
+from pd.waker import Waker
+
+log = logging.getLogger(__name__)
+
+_CONTROL = "control"  # the mailbox's name among a peer's endpoints
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """Our end of the connection to a peer."""
+
+    peer: Peer
+    socket: zmq.Socket[bytes]
+    connection: int
+    sequence: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Heard:
+    """What the last message of a sender said about where its conversation stands."""
+
+    epoch: int
+    connection: int
+    next_sequence: int
+
+
+class Mailbox:
+    """Messages in and out of one process.
+
+    One thread sends and receives; only `wake` may be called from others. What is received
+    is from this cluster, from a sender not known to be replaced, and addressed to this
+    process: everything else is dropped and counted in `counters`. A sender without an epoch
+    can only say hello. `on_gap(sender)` is called when messages of a sender were lost.
+    """
+
+    def __init__(
+        self,
+        my_id: str,
+        cluster_id: int,
+        *,
+        bind: str = sockets.LOOPBACK,
+        secret: str | None = None,
+        high_water_mark: int = 4096,
+        max_message_bytes: int = 16 << 20,
+        on_gap: Callable[[str], None] | None = None,
+    ) -> None:
+        self.my_id = my_id
+        self.cluster_id = cluster_id
+        self.on_gap = on_gap
+        self.counters: Counter[str] = Counter()
+        self._epoch = 0
+        self._max_message_bytes = max_message_bytes
+        self._high_water_mark = high_water_mark
+        self._keys = None if secret is None else sockets.CurveKeys.derive(secret, cluster_id)
+        self._lines: dict[str, _Line] = {}
+        self._num_connections = 0
+        self._heard: dict[str, _Heard] = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._inbox = sockets.bind(
+                self._context, zmq.PULL, bind, high_water_mark=high_water_mark,
+                max_message_bytes=max_message_bytes, keys=self._keys,
+            )  # fmt: skip
+        except BaseException:
+            self._context.term()
+            raise
+        self.endpoint = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._waker = Waker()
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+
+    @property
+    def epoch(self) -> int:
+        """This process's epoch, 0 until it was welcomed. Setting it numbers messages anew."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        for line in self._lines.values():
+            line.sequence = 0
+
+    # ------------------------------------------------------------------ peers
+    def connect(self, peer: Peer) -> None:
+        """Learn how to reach a peer, or that it was replaced.
+
+        A changed epoch or address drops what is queued for the process before it. WireError
+        if the peer has no usable address.
+        """
+        address = peer.endpoints.get(_CONTROL)
+        if address is None:
+            raise WireError(f"peer {peer.id} has no {_CONTROL!r} endpoint")
+        line = self._lines.get(peer.id)
+        if line is not None and line.peer.endpoints[_CONTROL] == address:
+            # From unknown to known is an introduction, not a replacement: keep the queue.
+            if line.peer.epoch in (0, peer.epoch):
+                line.peer = peer
+                return
+        self.forget(peer.id)
+        socket = sockets.connect(
+            self._context, zmq.PUSH, address,
+            high_water_mark=self._high_water_mark, keys=self._keys,
+        )  # fmt: skip
+        self._num_connections += 1
+        self._lines[peer.id] = _Line(peer, socket, self._num_connections)
+
+    def forget(self, peer_id: str) -> None:
+        """Close the connection to a peer and drop what is queued for it."""
+        line = self._lines.pop(peer_id, None)
+        if line is not None:
+            line.socket.close()
+
+    # ------------------------------------------------------------------ out
+    def send(self, peer_id: str, message: Message) -> bool:
+        """Queue a message. False when the peer is unknown or its queue is full."""
+        line = self._lines.get(peer_id)
+        if line is None:
+            self.counters["unsent_unknown_peer"] += 1
+            return False
+        (frame,) = wire.encode(
+            message, cluster_id=self.cluster_id, sender=self.my_id, sender_epoch=self._epoch,
+            receiver_epoch=line.peer.epoch, connection=line.connection, sequence=line.sequence,
+        )  # fmt: skip
+        if len(frame) > self._max_message_bytes:
+            self.counters["unsent_too_long"] += 1
+            log.warning(
+                "%s to %s not sent: its %d bytes are over the limit of %d",
+                type(message).__name__, peer_id, len(frame), self._max_message_bytes,
+            )  # fmt: skip
+            return False
+        try:
+            line.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self.counters["unsent_queue_full"] += 1
+            return False
+        line.sequence += 1
+        self.counters["sent"] += 1
+        return True
+
+    # ------------------------------------------------------------------ in
+    def recv(self, timeout_s: float) -> tuple[str, Message] | None:
+        """(sender, message), or None after `timeout_s`, at once when woken."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            received = self._next()
+            if received is not None:
+                return received
+            left_s = deadline - time.monotonic()
+            # Rounded up: waking before the deadline would spin.
+            ready = dict(self._poller.poll(max(0, int(left_s * 1000 + 0.999))))
+            if self._waker.fileno() in ready:
+                self._waker.drain()
+                return None
+            if left_s <= 0:
+                return None
+
+    def wake(self) -> None:
+        """Make `recv` return. Callable from any thread; calls between two recvs count once."""
+        self._waker.wake()
+
+    def _next(self) -> tuple[str, Message] | None:
+        """The next good message that is already here."""
+        # Bounded: a flood of garbage must not keep the caller from its other work.
+        for _ in range(256):
+            try:
+                frames = self._inbox.recv_multipart(zmq.NOBLOCK, copy=True)
+            except zmq.Again:
+                return None
+            received = self._open(frames)
+            if received is not None:
+                return received
+        return None
+
+    def _open(self, frames: list[bytes]) -> tuple[str, Message] | None:
+        try:
+            header, message = wire.decode(
+                frames, cluster_id=self.cluster_id, max_body=self._max_message_bytes
+            )
+        except wire.ForeignClusterError as error:
+            self._drop("foreign_cluster", error)
+            return None
+        except WireError as error:
+            self._drop("malformed", error)
+            return None
+        if header.receiver_epoch not in (0, self._epoch):
+            self._drop("wrong_receiver", f"for epoch {header.receiver_epoch} of this id")
+            return None
+        sender = header.sender
+        if header.sender_epoch == 0:
+            if not isinstance(message, NodeHello | GatewayHello):
+                self._drop("stale", f"{type(message).__name__} of {sender}, not yet welcomed")
+                return None
+        elif not self._in_order(header):
+            self._drop("stale", f"epoch {header.sender_epoch} of {sender}")
+            return None
+        self.counters["received"] += 1
+        return sender, message
+
+    def _in_order(self, header: wire.Header) -> bool:
+        """Whether the sender still is who it was; notices what it said and we did not hear."""
+        sender, epoch = header.sender, header.sender_epoch
+        line = self._lines.get(sender)
+        if line is not None and epoch < line.peer.epoch:
+            return False
+        heard = self._heard.get(sender)
+        if heard is None or (epoch, header.connection) > (heard.epoch, heard.connection):
+            heard = self._heard[sender] = _Heard(epoch, header.connection, 0)
+        elif (epoch, header.connection) < (heard.epoch, heard.connection):
+            return False
+        gap = header.sequence != heard.next_sequence
+        heard.next_sequence = header.sequence + 1
+        if gap:
+            self.counters["gaps"] += 1
+            if self.on_gap is not None:
+                self.on_gap(sender)
+        return True
+
+    def _drop(self, reason: str, detail: object) -> None:
+        self.counters[f"dropped_{reason}"] += 1
+        log.debug("dropped a message: %s", detail)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close every socket, after at most `linger_s` for what is still queued."""
+        if self._context.closed:
+            return
+        for line in self._lines.values():
+            line.socket.close(linger=int(linger_s * 1000))
+        self._lines.clear()
+        self._inbox.close()
+        self._context.term()
+        self._waker.close()
+
+
+class AsyncMailbox(Mailbox):
+    """The same mailbox for a coroutine: only `recv` differs."""
+
+    async def recv(self, timeout_s: float) -> tuple[str, Message] | None:  # type: ignore[override]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            received = self._next()
+            if received is not None:
+                return received
+            left_s = deadline - loop.time()
+            woken = await self._readable(loop, left_s)
+            if woken:
+                self._waker.drain()
+                return None
+            if left_s <= 0:
+                return None
+
+    async def _readable(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> bool:
+        """Wait until something may be here; True if somebody called `wake`."""
+        ready: asyncio.Future[bool] = loop.create_future()
+
+        def resolve(woken: bool) -> None:
+            if not ready.done():
+                ready.set_result(woken)
+
+        # Watched only while waiting: ZeroMQ's descriptor stays readable until its socket is
+        # read, so a watch without a reader would spin.
+        descriptor = self._inbox.fileno()
+        loop.add_reader(self._waker.fileno(), resolve, True)
+        loop.add_reader(descriptor, resolve, False)
+        timer = loop.call_later(max(0.0, timeout_s), resolve, False)
+        try:
+            return await ready
+        finally:
+            timer.cancel()
+            loop.remove_reader(self._waker.fileno())
+            loop.remove_reader(descriptor)
