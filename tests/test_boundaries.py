@@ -34,6 +34,7 @@ PURE = (
     "pd/outbox.py",
     "pd/policies/*.py",
     "pd/coordinator.py",
+    "pd/members.py",
     "pd/node/core.py",
     "pd/gateway/record.py",
     "pd/gateway/stopping.py",
@@ -67,7 +68,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("pd/sockets.py", WIRE),
     ("*/actor.py", {"ray"}),
     ("pd/cluster.py", {"ray"}),
-    ("pd/gateway/*.py", {"starlette", "uvicorn", "prometheus_client"}),
+    ("pd/gateway/*.py", {"starlette", "uvicorn", "msgspec", "prometheus_client"}),
     ("pd/client/*.py", {"httpx"}),
     ("pd/cli/*.py", {"yaml", "rich"}),
 )
@@ -104,7 +105,9 @@ def imports(path: str) -> Iterator[tuple[str, int]]:
             for alias in node.names:
                 yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}:{node.lineno}: relative import; write the full name"
+            if node.level:
+                assert path.startswith("tests/"), f"{path}:{node.lineno}: write the full name"
+                continue
             assert node.module
             yield node.module, node.lineno
             for alias in node.names:  # `from kvstore import blocks` names a module, too

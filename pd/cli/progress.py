@@ -1,0 +1,56 @@
+"""Progress of something slow: a spinner on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Progress:
+    """Steps by name, on standard error. Starting one ends the one before.
+
+    Steps are reported from whichever thread makes them.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._started = time.monotonic()
+        self._bars: Bars | None = None
+        if self._console.is_terminal:
+            self._bars = Bars(
+                SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"),
+                TimeElapsedColumn(), console=self._console,
+            )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            if error is None:
+                self._finish()
+            self._bars.stop()
+
+    def step(self, description: str) -> None:
+        if self._bars is None:
+            elapsed = time.monotonic() - self._started
+            print(f"==> [{elapsed:5.1f} s] {description}", file=self._console.file, flush=True)
+            return
+        self._finish()
+        self._bars.add_task(description, total=1)
+
+    def _finish(self) -> None:
+        assert self._bars is not None
+        for task in self._bars.task_ids:
+            self._bars.update(task, completed=1)

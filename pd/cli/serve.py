@@ -1,0 +1,98 @@
+"""`pd serve`: start a cell and its HTTP front, and run until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import Any
+
+from pd.cli.arguments import add_config_flags, config_flags
+from pd.cli.load import (
+    dump_config,
+    load_config,
+    resolve_model,
+    with_api_key_from_environment,
+)
+from pd.config import Config
+
+DESCRIPTION = """\
+Start prefill and decode nodes, or nodes that do both, with an OpenAI-compatible HTTP front.
+
+  pd serve                                   one prefill and one decode node
+  pd serve --prefill 2 --decode 4            more of each
+  pd serve --mixed 2                         nodes that serve both phases
+  pd serve --config serve.yaml --port 9000   a file, and flags that win over it
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="start a server and run until Ctrl-C",
+        usage="pd serve [--config FILE] [--print-config] [OPTION ...]",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file; flags win over it")
+    parser.add_argument(
+        "--print-config", action="store_true",
+        help="print the whole configuration as such a file, and exit",
+    )  # fmt: skip
+    add_config_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, config_flags(args))
+    if args.print_config:
+        sys.stdout.write(dump_config(config))
+        return 0
+    config = with_api_key_from_environment(config)
+    return serve(config)
+
+
+def serve(config: Config) -> int:
+    """Start the cell, say where it is, wait for Ctrl-C or SIGTERM, stop it."""
+    from pd.cli.progress import Progress
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Progress() as progress:
+        config = resolve_model(config, progress.step)
+        from pd.cluster import Cluster
+
+        cluster = Cluster.start(config, progress=progress.step)
+    try:
+        _greet(cluster.url, config)
+        cluster.wait()
+    except KeyboardInterrupt:
+        print("\n==> stopping (once more to kill)", file=sys.stderr, flush=True)
+    finally:
+        # From here on a second signal ends the process where it stands.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        cluster.stop()
+    print("==> stopped", file=sys.stderr, flush=True)
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _greet(url: str, config: Config) -> None:
+    """The address goes to standard output, where scripts read it."""
+    cluster, gateway = config.cluster, config.gateway
+    pools = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed}
+    nodes = ", ".join(f"{count} {role}" for role, count in pools.items() if count)
+    key = "" if gateway.api_key is None else ' -H "Authorization: Bearer $PD_API_KEY"'
+    body = json.dumps(
+        {"model": gateway.served_model_name, "prompt": "The capital of France is", "max_tokens": 16}
+    )
+    print(url, flush=True)
+    print(
+        f"==> serving {gateway.served_model_name} on {url} ({nodes}); Ctrl-C stops\n"
+        f"==> try: curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        file=sys.stderr,
+        flush=True,
+    )
