@@ -149,7 +149,8 @@ class DummyWeights:
         if len(shape) == 1:
             return torch.ones(shape, dtype=self._dtype, device=self._device)
         generator = torch.Generator(self._device)
-        generator.manual_seed((self._seed << 32) ^ crc32(name.encode()))
+        # torch's CPU generator looks at the low 32 bits of a seed only.
+        generator.manual_seed(crc32(f"{self._seed} {name}".encode()))
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
         bound = (3.0 / shape[1]) ** 0.5  # a uniform draw has a third of its bound squared
         return tensor.uniform_(-bound, bound, generator=generator)
