@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pd.engine.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_CONTEXT_TOKENS = 6  # enough left context for any decoder that looks at its neighbours
 _MAX_HELD_TOKENS = 4  # no UTF-8 character is longer
 
 
@@ -34,8 +33,8 @@ class Detokenizer:
         if tokenizer.byte_level:
             self._stream = _ByteStream(tokenizer)
         else:
-            recent = [token for token in context[-64:] if token not in self._skipped]
-            self._stream = _WindowStream(tokenizer, recent[-_CONTEXT_TOKENS:])
+            visible = [token for token in context[-64:] if token not in self._skipped]
+            self._stream = _WindowStream(tokenizer, _last_characters(tokenizer, visible))
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that these tokens complete; empty while a character is unfinished."""
@@ -71,11 +70,15 @@ class _ByteStream:
 
 
 class _WindowStream:
-    """For other tokenizers: decodes a short window and emits what it gained at its end."""
+    """For other tokenizers: decodes a short window and emits what it gained at its end.
+
+    The window starts with the tokens emitted last, which are whole characters: half of one
+    at its start would spoil what follows.
+    """
 
     def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._emitted = context  # the last tokens whose text is out
+        self._emitted = context
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
@@ -87,7 +90,9 @@ class _WindowStream:
         return text
 
     def flush(self) -> str:
-        text = self._gained() if self._held else ""
+        if not self._held:
+            return ""
+        text = self._gained()
         self._commit()
         return text
 
@@ -99,5 +104,12 @@ class _WindowStream:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
     def _commit(self) -> None:
-        self._emitted = (self._emitted + self._held)[-_CONTEXT_TOKENS:]
-        self._held = []
+        self._emitted, self._held = self._held, []
+
+
+def _last_characters(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """The last tokens of a prompt from one that is not a single byte on."""
+    for index in range(len(tokens) - 1, -1, -1):
+        if not (tokenizer.token(tokens[index]) or "").startswith("<0x"):
+            return tokens[index:]
+    return []
