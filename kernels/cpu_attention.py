@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit, prange
 
 from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
-from pd_kernels.cpu_math import exp, floats, int32s, widen
+from pd_kernels.cpu_arena import entry, widen
+from pd_kernels.cpu_math import exp, floats, int32s
 from pd_kernels.cpu_threads import NOGIL
 from pd_kernels.cpu_vector import MAX_ROWS, PANEL, dot_tile_f32
 
@@ -24,19 +25,19 @@ _SPAN = 512
 
 
 @njit
-def _pack_context(kv, layer, head, table, context, keys, values):
+def _pack_context(kv, shape, layer, head, table, context, keys, values):
     """K of one head to panels of tokens [ceil(context / PANEL), D, PANEL], V to panels of dims
     [ceil(D / PANEL), context, PANEL]; zero where a panel reaches beyond."""
-    block_size, width = kv.shape[4:]
+    _, block_size, width = shape[:3]
     for start in range(0, context, PANEL):
         panel = keys + start * width * 4
         out = floats(panel, width * PANEL)
         count = min(PANEL, context - start)
         for j in range(count):
             block = table[(start + j) // block_size]
-            offset = (start + j) % block_size
+            key = entry(kv, shape, block, layer, 0, head, (start + j) % block_size)
             for i in range(width):
-                out[i * PANEL + j] = widen(kv[block, layer, 0, head, offset, i])
+                out[i * PANEL + j] = widen(key[i])
         for j in range(count, PANEL):
             for i in range(width):
                 out[i * PANEL + j] = np.float32(0.0)
@@ -44,10 +45,9 @@ def _pack_context(kv, layer, head, table, context, keys, values):
         out = floats(values + start * context * 4, context * PANEL)
         count = min(PANEL, width - start)
         for t in range(context):
-            block = table[t // block_size]
-            offset = t % block_size
+            value = entry(kv, shape, table[t // block_size], layer, 1, head, t % block_size)
             for j in range(count):
-                out[t * PANEL + j] = widen(kv[block, layer, 1, head, offset, start + j])
+                out[t * PANEL + j] = widen(value[start + j])
             for j in range(count, PANEL):
                 out[t * PANEL + j] = np.float32(0.0)
 
@@ -107,14 +107,14 @@ def _attend_tile(out, q, row, rows, stride, keys, values, context, position, win
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def attend_prompt(
-    out, q, heads, kv, layer, table_address, start, rows, context, window, scale, threads
+    out, q, heads, kv, shape, layer, table_address, start, rows, context, window, scale, threads
 ):
     """Query rows start .. start + rows of one sequence, its last tokens, over its context.
 
-    out, q: addresses of contiguous float32 [T, H, D]. kv: the arena array. table_address: the
+    out, q: addresses of contiguous float32 [T, H, D]. kv, shape: the arena. table_address: the
     sequence's int32 row of block tables. window 0: none. context >= rows >= 1.
     """
-    kv_heads, block_size, width = kv.shape[3:]
+    kv_heads, block_size, width = shape[:3]
     table = int32s(table_address, (context + block_size - 1) // block_size)
     groups = heads // kv_heads
     wide = (width + PANEL - 1) // PANEL * PANEL
@@ -123,7 +123,7 @@ def attend_prompt(
     values = np.empty((kv_heads, wide * context), np.float32)
     for head in prange(kv_heads):
         _pack_context(
-            kv, layer, head, table, context, keys[head].ctypes.data, values[head].ctypes.data
+            kv, shape, layer, head, table, context, keys[head].ctypes.data, values[head].ctypes.data
         )
     tiles = (rows + MAX_ROWS - 1) // MAX_ROWS
     units = tiles * heads
@@ -150,16 +150,16 @@ def attend_prompt(
 
 
 @njit(fastmath={"nsz", "arcp", "contract", "reassoc"}, error_model="numpy")
-def _attend_span(q, kv, layer, head, table, first, last, scale, scores, sums, stats):
+def _attend_span(q, kv, shape, layer, head, table, first, last, scale, scores, sums, stats):
     """Unnormalised attention of q [G, D] over tokens first .. last of one kv head.
 
     sums [G, D] = sum of exp(s - max) * v; stats [G, 2] = max of s, sum of exp(s - max).
     scores [G, last - first] is scratch.
     """
     groups, width = q.shape
-    block_size = kv.shape[4]
+    block_size = shape[1]
     for t in range(first, last):
-        key = kv[table[t // block_size], layer, 0, head, t % block_size]
+        key = entry(kv, shape, table[t // block_size], layer, 0, head, t % block_size)
         for g in range(groups):
             total = np.float32(0.0)
             for i in range(width):
@@ -178,7 +178,7 @@ def _attend_span(q, kv, layer, head, table, first, last, scale, scores, sums, st
         stats[g, 1] = total
     sums[:] = np.float32(0.0)
     for t in range(first, last):
-        value = kv[table[t // block_size], layer, 1, head, t % block_size]
+        value = entry(kv, shape, table[t // block_size], layer, 1, head, t % block_size)
         for g in range(groups):
             p = scores[g, t - first]
             for i in range(width):
@@ -207,14 +207,14 @@ def _merge_spans(out, sums, stats):
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def attend_decode(
-    out, q, heads, kv, layer, tables, max_blocks, contexts, count, window, scale, threads
+    out, q, heads, kv, shape, layer, tables, max_blocks, contexts, count, window, scale, threads
 ):
     """One query row for each of `count` sequences.
 
     out, q: addresses of contiguous float32 [count, H, D]; tables: int32 [count, max_blocks];
     contexts: int32 [count], 0 for padding, whose output is zero. window 0: none.
     """
-    kv_heads, width = kv.shape[3], kv.shape[5]
+    kv_heads, _, width = shape[:3]
     groups = heads // kv_heads
     scale32 = np.float32(scale)
     lengths = int32s(contexts, count)
@@ -243,6 +243,7 @@ def attend_decode(
             _attend_span(
                 floats(q + offset, groups * width).reshape(groups, width),
                 kv,
+                shape,
                 layer,
                 head,
                 int32s(tables + s * max_blocks * 4, max_blocks),

@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit, prange
 
 from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
-from pd_kernels.cpu_math import exp, floats, int64s, store
+from pd_kernels.cpu_arena import entry, store
+from pd_kernels.cpu_math import exp, floats, int64s
 from pd_kernels.cpu_threads import NOGIL
 
 # Values below which one thread finishes before a second would have started.
@@ -135,8 +136,8 @@ def rotary(
 
 
 @njit
-def _write_kv_rows(kv, layer, k, k_row, k_head, v, v_row, v_head, at, first, last):
-    heads, block_size, width = kv.shape[3:]
+def _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, first, last):
+    heads, block_size, width = shape[:3]
     for t in range(first, last):
         if at[t] < 0:
             continue
@@ -145,19 +146,21 @@ def _write_kv_rows(kv, layer, k, k_row, k_head, v, v_row, v_head, at, first, las
         for h in range(heads):
             key = floats(k + (t * k_row + h * k_head) * 4, width)
             value = floats(v + (t * v_row + h * v_head) * 4, width)
+            stored = entry(kv, shape, block, layer, 0, h, offset)
             for i in range(width):
-                store(kv, (block, layer, 0, h, offset, i), key[i])
+                store(stored, i, key[i])
+            stored = entry(kv, shape, block, layer, 1, h, offset)
             for i in range(width):
-                store(kv, (block, layer, 1, h, offset, i), value[i])
+                store(stored, i, value[i])
 
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
-def write_kv(kv, layer, k, k_row, k_head, v, v_row, v_head, slots, rows, threads):
-    """Store rows of k and v at slots int64 [rows] of the arena array; negative ones are padding."""
+def write_kv(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, slots, rows, threads):
+    """Store rows of k and v at slots int64 [rows] of the arena; negative ones are padding."""
     at = int64s(slots, rows)
-    if rows * kv.shape[3] * kv.shape[5] < _SMALL:
-        _write_kv_rows(kv, layer, k, k_row, k_head, v, v_row, v_head, at, 0, rows)
+    if rows * shape[0] * shape[2] < _SMALL:
+        _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, 0, rows)
     else:
         for i in prange(threads):
             first, last = i * rows // threads, (i + 1) * rows // threads
-            _write_kv_rows(kv, layer, k, k_row, k_head, v, v_row, v_head, at, first, last)
+            _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, first, last)

@@ -1,4 +1,4 @@
-"""What numba code of the kernels computes with: memory by address, exp, bfloat16 bits.
+"""What numba code of the kernels computes with: memory by address, and exp.
 
 Kernels are given addresses as integers, because making a numpy view of a tensor costs more than
 a small kernel runs. Their callers check shapes, dtypes and strides.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _LOG2_E = 1.4426950408889634
@@ -84,59 +84,3 @@ def exp(_typing, x):
         return build.select(tiny, real(0.0), build.fmul(value, power))
 
     return types.float32(types.float32), codegen
-
-
-@intrinsic
-def _from_bits(_typing, half):
-    def codegen(_context: Any, build: ir.IRBuilder, _signature: Any, args: list[Any]) -> Any:
-        wide = build.shl(build.zext(args[0], _I32), ir.Constant(_I32, 16))
-        return build.bitcast(wide, _F32)
-
-    return types.float32(types.uint16), codegen
-
-
-@intrinsic
-def _to_bits(_typing, value):
-    """Nearest bfloat16, ties to even, as torch rounds; NaN stays NaN."""
-
-    def codegen(_context: Any, build: ir.IRBuilder, _signature: Any, args: list[Any]) -> Any:
-        bits = build.bitcast(args[0], _I32)
-        odd = build.and_(build.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-        rounded = build.add(build.add(bits, ir.Constant(_I32, 0x7FFF)), odd)
-        nan = build.fcmp_unordered("uno", args[0], args[0])
-        rounded = build.select(nan, build.or_(bits, ir.Constant(_I32, 1 << 22)), rounded)
-        return build.trunc(build.lshr(rounded, ir.Constant(_I32, 16)), ir.IntType(16))
-
-    return types.uint16(types.float32), codegen
-
-
-def widen(value):
-    """A stored KV value (float32, or bfloat16 as uint16 bits) as float32."""
-    raise TypeError("widen is called from compiled kernels only")
-
-
-@overload(widen, inline="always")
-def _widen(value):
-    if value == types.uint16:
-        return lambda value: _from_bits(value)
-    return lambda value: value
-
-
-def store(array, index, value):
-    """array[index] = the float32 value, rounded where the array holds bfloat16 bits."""
-    raise TypeError("store is called from compiled kernels only")
-
-
-@overload(store, inline="always")
-def _store(array, index, value):
-    if array.dtype == types.uint16:
-
-        def narrowing(array, index, value):
-            array[index] = _to_bits(value)
-
-        return narrowing
-
-    def plain(array, index, value):
-        array[index] = value
-
-    return plain

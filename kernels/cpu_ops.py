@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pd_kernels import cpu_attention, cpu_elementwise
+from pd_kernels.cpu_arena import ArenaShape, arena_view
 from pd_kernels.cpu_cache import compile_lock
 from pd_kernels.cpu_threads import num_threads
 from pd_kernels.meta import AttentionMeta
@@ -28,7 +29,7 @@ class CpuOps:
 
     def __init__(self) -> None:
         self._arena: torch.Tensor | None = None
-        self._arena_array = np.empty(0)
+        self._arena_view: tuple[np.ndarray, ArenaShape]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         if x.ndim != 2:
@@ -92,7 +93,7 @@ class CpuOps:
             raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit the arena's "
                              f"{kv.shape[3]} heads of {kv.shape[5]}")  # fmt: skip
         cpu_elementwise.write_kv(
-            self._array(kv), layer, k.data_ptr(), k.stride(0), k.stride(1),
+            *self._view(kv), layer, k.data_ptr(), k.stride(0), k.stride(1),
             v.data_ptr(), v.stride(0), v.stride(1), slots.data_ptr(), rows, num_threads(),
         )  # fmt: skip
 
@@ -111,7 +112,8 @@ class CpuOps:
             raise ValueError(f"q is {_describe(q)}; the arena has {kv.shape[3]} kv heads of "
                              f"{kv.shape[5]}")  # fmt: skip
         out = torch.empty(num_tokens, heads, width)
-        array, span = self._array(kv), 0 if window is None else window
+        array, shape = self._view(kv)
+        span = 0 if window is None else window
         tables, contexts = meta.block_tables, meta.context_lens
         table_bytes = tables.stride(0) * 4
         row = 0
@@ -121,7 +123,7 @@ class CpuOps:
                 row, end = starts[s], starts[s + 1]
                 if end > row:
                     cpu_attention.attend_prompt(
-                        out.data_ptr(), q.data_ptr(), heads, array, layer,
+                        out.data_ptr(), q.data_ptr(), heads, array, shape, layer,
                         tables.data_ptr() + s * table_bytes, row, end - row, lengths[s],
                         span, float(scale), num_threads(),
                     )  # fmt: skip
@@ -129,7 +131,7 @@ class CpuOps:
         if meta.num_decode:
             offset = row * heads * width * 4
             cpu_attention.attend_decode(
-                out.data_ptr() + offset, q.data_ptr() + offset, heads, array, layer,
+                out.data_ptr() + offset, q.data_ptr() + offset, heads, array, shape, layer,
                 tables.data_ptr() + meta.num_prefill * table_bytes, tables.stride(0),
                 contexts.data_ptr() + meta.num_prefill * 4, meta.num_decode,
                 span, float(scale), num_threads(),
@@ -145,20 +147,13 @@ class CpuOps:
     def unpack_blocks(self, kv: torch.Tensor, ids: torch.Tensor, packed: torch.Tensor) -> None:
         kv[ids] = packed.contiguous().view(kv.dtype).view(-1, *kv.shape[1:])
 
-    def _array(self, kv: torch.Tensor) -> np.ndarray:
+    def _view(self, kv: torch.Tensor) -> tuple[np.ndarray, ArenaShape]:
         """The arena as kernels take it. Made once: a node has one arena."""
         if kv is not self._arena:
-            if kv.dtype not in (torch.float32, torch.bfloat16) or kv.ndim != 6:
-                raise TypeError(f"the KV arena is {_describe(kv)}; on the CPU it is 6-dimensional "
-                                "float32 or bfloat16")  # fmt: skip
-            if kv.stride(5) != 1:
-                raise ValueError("the last dimension of the KV arena must be contiguous")
-            self._arena_array = (
-                kv.view(torch.uint16).numpy() if kv.dtype is torch.bfloat16 else kv.numpy()
-            )
+            self._arena_view = arena_view(kv)
             self._arena = kv
             warmup(kv.dtype)
-        return self._arena_array
+        return self._arena_view
 
 
 def warmup(kv_dtype: torch.dtype) -> None:

@@ -173,7 +173,7 @@ def test_a_layer_slice_of_the_arena_is_honoured() -> None:
 
 def test_misuse_is_refused_with_a_reason() -> None:
     q, kv, meta = attention_case((4, 2, 24), ([3], [3], 1))
-    with pytest.raises(TypeError, match="float32 or bfloat16"):
+    with pytest.raises(TypeError, match="float32 or torch.bfloat16"):
         OPS.attention(q, kv.double(), 0, meta, 1.0)
     with pytest.raises(ValueError, match="2 kv heads of 24"):
         OPS.attention(q[:, :3], kv, 0, meta, 1.0)
