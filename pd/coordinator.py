@@ -234,9 +234,18 @@ class Coordinator:
         )
         self.outbox.send(request.gateway, rejected)
 
-    def _interrupt(self, work: Work, reason: str, indices: tuple[int, ...] | None = None) -> None:
+    def _interrupt(
+        self,
+        work: Work,
+        reason: str,
+        indices: tuple[int, ...] | None = None,
+        *,
+        unstarted_only: bool = False,
+    ) -> None:
         request = work.request
-        interrupted = Interrupted(request.request_id, indices or work.indices, work.attempt, reason)
+        interrupted = Interrupted(
+            request.request_id, indices or work.indices, work.attempt, reason, unstarted_only
+        )
         self.outbox.send(request.gateway, interrupted)
 
     def _unpark(self, now: float) -> None:
@@ -261,18 +270,24 @@ class Coordinator:
             self._gateway_lost(member)
 
     def _node_lost(self, node: Node, reason: str) -> None:
-        """Interrupt what was to decode there. What was only prefilled there, and has not
-        reached its decode node yet, that node interrupts itself when it hears of the loss."""
+        """Interrupt what was to decode there, and what waits for its first token from there.
+
+        What was prefilled there and is on its way to a decode node, that node interrupts
+        itself when it hears of the loss."""
         for assignments in list(self._assigned.values()):
-            by_work: dict[int, tuple[Work, list[int]]] = {}
+            by_work: dict[int, tuple[Assignment, list[int]]] = {}
             for index, assignment in assignments.items():
-                if assignment.placement.decode == node.id:
-                    work, indices = by_work.setdefault(
-                        assignment.transfer_id, (assignment.work, [])
-                    )
+                if node.id in (assignment.placement.decode, assignment.placement.prefill):
+                    _, indices = by_work.setdefault(assignment.transfer_id, (assignment, []))
                     indices.append(index)
-            for work, indices in by_work.values():
-                self._interrupt(work, f"decode node {node.id} {reason}", tuple(indices))
+            for assignment, indices in by_work.values():
+                decodes = assignment.placement.decode == node.id
+                self._interrupt(
+                    assignment.work,
+                    f"{'decode' if decodes else 'prefill'} node {node.id} {reason}",
+                    tuple(indices),
+                    unstarted_only=not decodes,
+                )
 
     def _gateway_lost(self, gateway: Gateway) -> None:
         for request_id, assignments in list(self._assigned.items()):

@@ -134,12 +134,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The work ended before its sequences did (preempted, node lost, hand-off failed)."""
+    """The work ended before its sequences did (preempted, node lost, hand-off failed).
+
+    With `unstarted_only` it concerns those of which no token of this attempt has come: their
+    prefill node was lost, and if the first token was lost with it no other node has it.
+    """
 
     request_id: str
     indices: tuple[int, ...]
     attempt: int
     reason: str
+    unstarted_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,8 @@ class PrefillPhase:
         if not event.ok and not task.cancelled:
             self._interrupt(task, f"blocks could not be sent to {task.outgoing.receiver}")
             self._cancel(task)
-        self._settle(task)
+        else:
+            self._settle(task)
 
     # -------------------------------------------------------------- steps
     def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:

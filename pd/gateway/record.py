@@ -67,6 +67,15 @@ class RequestRecord:
         """Sequences that hold later tokens but miss the next: one was lost, or is late."""
         return tuple(seq.index for seq in self.sequences if seq.early)
 
+    def unstarted(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """Those of which no token of the present attempt has come."""
+        return tuple(
+            index
+            for index in indices
+            if 0 <= index < len(self.sequences)
+            and len(self.sequences[index].tokens) == self.sequences[index].resumed_at
+        )
+
     def on_token(self, event: TokenEvent) -> list[TokenEvent]:
         """Take one event; returns the tokens it makes deliverable, in order, often just it.
 
