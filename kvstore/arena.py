@@ -1,0 +1,91 @@
+"""The memory behind a block pool."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.layout import KVLayout
+from kvstore.segment import Segment
+from pd.errors import TransferError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class KVArena:
+    """`num_blocks` blocks of KV in one piece of host memory.
+
+    `blocks` is a uint8 array [num_blocks, block_bytes]. A `shared` arena lies in a named
+    segment that other processes of this host can `attach`. Pages cost memory once they
+    are touched, so an arena may be larger than what is ever used of it.
+    """
+
+    def __init__(self, layout: KVLayout, num_blocks: int, *, shared: bool) -> None:
+        if num_blocks < 1:
+            raise ValueError(f"an arena needs at least one block, not {num_blocks}")
+        num_bytes = num_blocks * layout.block_bytes
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self._segment: Segment | None = None
+        if shared:
+            self._segment = Segment.create(num_bytes)
+            self._map = self._segment.map
+        else:
+            self._map = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.blocks = self._view()
+
+    @classmethod
+    def attach(cls, layout: KVLayout, name: str) -> KVArena:
+        """Map the shared arena of another process. TransferError if it is gone or of another
+        layout."""
+        segment = Segment.attach(name)
+        num_blocks, rest = divmod(len(segment.map), layout.block_bytes)
+        if rest or not num_blocks:
+            segment.close()
+            raise TransferError(
+                f"segment {name} is not a whole number of blocks of {layout.block_bytes} bytes"
+            )
+        arena = cls.__new__(cls)
+        arena.layout, arena.num_blocks = layout, num_blocks
+        arena._segment, arena._map = segment, segment.map
+        arena.blocks = arena._view()
+        return arena
+
+    @property
+    def name(self) -> str | None:
+        """What to `attach`; None if the arena is private."""
+        return None if self._segment is None else self._segment.name
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.layout.block_bytes
+
+    def as_torch(self) -> torch.Tensor:
+        """The same memory as a tensor [B, L, 2, K, P, D] of the layout's dtype."""
+        import torch
+
+        # Through numpy, whose arrays pin the mapping; torch.frombuffer does not.
+        typed = torch.from_numpy(self.blocks).view(getattr(torch, self.layout.dtype))
+        return typed.view(self.num_blocks, *self.layout.block_shape)
+
+    def close(self) -> None:
+        """Give the memory back, and remove the name of a shared arena.
+
+        Memory that a tensor still views stays until the tensor is gone.
+        """
+        self.blocks = np.empty((0, self.layout.block_bytes), np.uint8)
+        if self._segment is not None:
+            self._segment.close()
+        else:
+            with suppress(BufferError):
+                self._map.close()
+
+    def _view(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self._map, np.uint8).reshape(self.num_blocks, -1)
