@@ -12,6 +12,7 @@ from drive import Driver
 from families import VOCAB, write_model
 
 from pd.engine.engine import Engine, sample_row
+from pd.engine.sampler import SampleRow
 from pd.errors import ConfigError, ModelError
 from pd.types import BatchPlan, Request, SamplingParams, Sequence, Work
 
@@ -147,7 +148,7 @@ def test_a_broken_model_is_named(llama: Path, tmp_path: Path) -> None:
 
 
 def test_sampler_is_told_position_and_history() -> None:
-    def row(**params: object) -> object:
+    def row(**params: object) -> SampleRow:
         request = Request("r", "", (1, 2, 3), SamplingParams(**params), eos_token_ids=(9,))  # type: ignore[arg-type]
         return sample_row(Sequence(Work(request, (0, 1), output=(4, 5)), 1))
 
