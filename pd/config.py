@@ -211,12 +211,16 @@ class GatewayConfig(Section):
     max_body_bytes: int = option(4 << 20, "largest request body in bytes", minimum=1024)
     max_n: int = option(16, "most outputs of one request", minimum=1, maximum=1024)
     max_prompts: int = option(64, "most prompts of one completions request", minimum=1)
+    max_sequences: int = option(256, "most outputs of one request, prompts times n", minimum=1)
     max_output_tokens: int | None = option(
         None, "most tokens an output may ask for; auto is what the model's length allows", minimum=1
     )
     max_stops: int = option(16, "most stop strings or stop token ids of a request", minimum=0)
     max_logprobs: int = option(20, "most alternatives a token in logprobs", minimum=0, maximum=100)
     max_streams: int = option(4096, "most requests in flight at once", minimum=1)
+    drain_s: float = option(
+        10.0, "seconds that running requests may still take when the server stops", minimum=0.0
+    )
 
 
 SECTIONS: tuple[type[Section], ...] = (
