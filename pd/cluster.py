@@ -1,0 +1,230 @@
+"""A cell on Ray: one coordinator, one gateway and the nodes, placed, supervised, restarted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from pd.config import Config
+from pd.errors import ConfigError, PDError
+from pd.gateway.actor import GatewayActor, GatewayLaunch
+from pd.messages import CellStatus
+from pd.node.actor import NodeActor
+from pd.node.process import NodeLaunch
+from pd.supervisor import CoordinatorActor, CoordinatorLaunch
+from pd.types import Role
+
+log = logging.getLogger(__name__)
+
+GATEWAY = "gateway-0"
+_READY_POLL_S = 0.1
+# A call that waits for as long as its actor lives occupies a thread of the actor.
+_SUPERVISION_CALLS = 8
+
+Progress = Callable[[str], None]
+
+
+class Cluster:
+    """A running cell. `url` is where its HTTP front is; `stop` ends everything it started."""
+
+    def __init__(
+        self,
+        config: Config,
+        url: str,
+        coordinator: ActorHandle,
+        gateway: ActorHandle,
+        nodes: Mapping[str, ActorHandle],
+        *,
+        owns_ray: bool,
+    ) -> None:
+        self.config = config
+        self.url = url
+        self.nodes = nodes
+        self._coordinator = coordinator
+        self._gateway = gateway
+        self._owns_ray = owns_ray
+        self._stopped = threading.Event()
+
+    @classmethod
+    def start(cls, config: Config, progress: Progress = lambda step: None) -> Cluster:
+        """Start a cell and wait until it can serve.
+
+        `config.model.model` must be a directory. Raises ConfigError or ModelError for what
+        the user can mend, PDError when the cell does not come up in `start_timeout_s`.
+        """
+        owns_ray = _connect(config, progress)
+        started: list[ActorHandle] = []
+        try:
+            return cls._start(config, progress, started, owns_ray=owns_ray)
+        except BaseException:
+            for handle in started:
+                ray.kill(handle)
+            if owns_ray:
+                ray.shutdown()
+            raise
+
+    @classmethod
+    def _start(
+        cls, config: Config, progress: Progress, started: list[ActorHandle], *, owns_ray: bool
+    ) -> Cluster:
+        cluster = config.cluster
+        deadline = time.monotonic() + cluster.start_timeout_s
+        cluster_id = secrets.randbits(63) | 1
+        secret = secrets.token_hex(32)
+        progress("starting the coordinator")
+        coordinator = _actor(CoordinatorActor, "coordinator", 64).remote(
+            CoordinatorLaunch(cluster_id, config, secret)
+        )
+        started.append(coordinator)
+        peer = _get(coordinator.peer.remote(), deadline)
+        threads = cluster.threads(os.cpu_count() or 1)
+        nodes: dict[str, ActorHandle] = {}
+        progress(f"starting {cluster.num_nodes} nodes, {threads} threads each, and the gateway")
+        for node_id, role in _node_ids(config):
+            launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
+            nodes[node_id] = _node_actor(config, node_id, threads).remote(launch)
+            started.append(nodes[node_id])
+        port = config.gateway.port
+        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS).remote(
+            GatewayLaunch(GATEWAY, cluster_id, peer, config, port, secret)
+        )
+        started.append(gateway)
+        for member_id, handle in {**nodes, GATEWAY: gateway}.items():
+            coordinator.watch_member.remote(member_id, handle)
+        url = _get(gateway.loaded.remote(), deadline)
+        for node_id, handle in nodes.items():
+            progress(f"loading the model into {node_id}")
+            _get(handle.loaded.remote(), deadline)
+        progress("waiting for the nodes to join")
+        cell = cls(config, url, coordinator, gateway, nodes, owns_ray=owns_ray)
+        cell._await_ready(deadline)
+        return cell
+
+    def status(self) -> CellStatus:
+        status: CellStatus = ray.get(self._coordinator.status.remote())
+        return status
+
+    def wait(self) -> None:
+        """Block until `stop` is called from another thread, or the process is interrupted."""
+        while not self._stopped.wait(1.0):
+            pass
+
+    def stop(self) -> None:
+        """Let running requests end for a while, then end every process and Ray, if we own it."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        for handles in ([self._gateway], [self._coordinator], list(self.nodes.values())):
+            calls = [handle.stop.remote() for handle in handles]
+            try:
+                ray.get(calls, timeout=90)
+            except RayError as error:
+                log.warning("a process did not stop by itself: %s", str(error).splitlines()[0])
+        for handle in (self._gateway, self._coordinator, *self.nodes.values()):
+            ray.kill(handle)
+        if self._owns_ray:
+            ray.shutdown()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _await_ready(self, deadline: float) -> None:
+        want = self.config.cluster.num_nodes
+        while True:
+            status = self.status()
+            if status.ready and len(status.nodes) == want:
+                return
+            if time.monotonic() > deadline:
+                raise PDError(
+                    f"{len(status.nodes)} of {want} nodes joined within start_timeout_s: "
+                    f"{status.reason or 'the others are still loading'}"
+                )
+            time.sleep(_READY_POLL_S)
+
+
+def _node_ids(config: Config) -> list[tuple[str, Role]]:
+    counts: list[tuple[Role, int]] = [
+        ("prefill", config.cluster.prefill),
+        ("decode", config.cluster.decode),
+        ("mixed", config.cluster.mixed),
+    ]
+    return [(f"{role}-{i}", role) for role, count in counts for i in range(count)]
+
+
+def _connect(config: Config, progress: Progress) -> bool:
+    """Join or start Ray; True if it is ours to shut down."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = config.cluster
+    if cluster.address is not None:
+        progress(f"joining the Ray cluster at {cluster.address}")
+        try:
+            ray.init(address=cluster.address, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster at '{cluster.address}': {str(error).splitlines()[0]}; "
+                "start one with 'ray start --head', or leave address out"
+            ) from None
+        return True
+    progress("starting Ray")
+    threads = cluster.threads(os.cpu_count() or 1)
+    cpus = cluster.cpus_per_node if cluster.cpus_per_node is not None else threads
+    ray.init(
+        # Nodes of one host may share its cores: then Ray must be told of more than there are.
+        num_cpus=max(os.cpu_count() or 1, int(cpus * cluster.num_nodes + 0.999)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    return True
+
+
+def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
+    return ray.remote(cls).options(
+        name=f"pd-{name}-{secrets.token_hex(4)}",
+        num_cpus=options.pop("num_cpus", 0),
+        max_concurrency=max_concurrency,
+        max_restarts=-1 if cls is not CoordinatorActor else 0,
+        **options,
+    )
+
+
+def _node_actor(config: Config, node_id: str, threads: int) -> Any:
+    cluster = config.cluster
+    gpus = cluster.gpus_per_node
+    if gpus is None:
+        gpus = 1.0 if config.model.device == "cuda" else 0.0
+    # Thread pools read these when the libraries are loaded, before any code of ours runs.
+    env = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    return _actor(
+        NodeActor,
+        node_id,
+        _SUPERVISION_CALLS,
+        num_cpus=cluster.cpus_per_node if cluster.cpus_per_node is not None else threads,
+        num_gpus=gpus,
+        runtime_env={"env_vars": env},
+    )
+
+
+def _get(call: Any, deadline: float) -> Any:
+    """The result of a call; an error raised on purpose arrives as itself."""
+    try:
+        return ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
+    except RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, PDError) else PDError(str(error)) from None
+    except RayError as error:
+        raise PDError(f"a process did not start: {str(error).splitlines()[0]}") from None

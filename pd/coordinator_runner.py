@@ -1,0 +1,107 @@
+"""The live loop around the coordinator: its mailbox, its clock, and who reports dead processes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from pd.coordinator import Coordinator
+from pd.mailbox import Mailbox
+from pd.messages import CellStatus, GatewayHello, Message, NodeHello, Welcome
+from pd.outbox import Kill, Send
+from pd.types import Peer
+
+log = logging.getLogger(__name__)
+
+EPOCH = 1  # the coordinator's own: there is one a cell
+_TICK_S = 0.1
+_MAX_MESSAGES = 256
+
+
+class CoordinatorRunner:
+    """Drives the coordinator until `stop`. `kill(id, incarnation)` ends a process that hangs.
+
+    `process_lost` and `status` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        core: Coordinator,
+        mailbox: Mailbox,
+        kill: Callable[[str, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._core = core
+        self._mailbox = mailbox
+        self._kill = kill
+        self._clock = clock
+        self._losses: queue.SimpleQueue[tuple[str, int, str]] = queue.SimpleQueue()
+        self._introduced: dict[str, NodeHello | GatewayHello] = {}
+        self._status = core.status(clock())
+        self._stopping = threading.Event()
+        mailbox.epoch = EPOCH
+
+    @property
+    def status(self) -> CellStatus:
+        """The cell as it was at the last turn of the loop."""
+        return self._status
+
+    def process_lost(self, member_id: str, incarnation: int, reason: str) -> None:
+        self._losses.put((member_id, incarnation, reason))
+        self._mailbox.wake()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._mailbox.wake()
+
+    def run(self) -> None:
+        next_tick = 0.0
+        while not self._stopping.is_set():
+            self._receive(max(0.0, next_tick - self._clock()))
+            while not self._losses.empty():
+                member_id, incarnation, reason = self._losses.get()
+                log.warning("%s %s", member_id, reason)
+                self._core.on_process_lost(member_id, incarnation, self._clock(), reason)
+            now = self._clock()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                self._core.tick(now)
+                self._status = self._core.status(now)
+            self._act()
+
+    def _receive(self, timeout_s: float) -> None:
+        for _ in range(_MAX_MESSAGES):
+            received = self._mailbox.recv(timeout_s)
+            if received is None:
+                return
+            sender, message = received
+            if isinstance(message, NodeHello | GatewayHello):
+                self._introduce(sender, message)
+            self._core.on_message(sender, message, self._clock())
+            self._act()
+            timeout_s = 0.0
+
+    def _introduce(self, sender: str, hello: NodeHello | GatewayHello) -> None:
+        """A process that has no epoch yet is addressed without one."""
+        known = self._introduced.get(sender)
+        if known is None or known.incarnation != hello.incarnation:
+            self._introduced[sender] = hello
+            self._mailbox.connect(Peer(sender, 0, hello.endpoints))
+
+    def _act(self) -> None:
+        for effect in self._core.drain():
+            if isinstance(effect, Send):
+                self._send(effect.to, effect.message)
+            elif isinstance(effect, Kill):
+                log.error("ending %s: %s", effect.id, effect.reason)
+                self._kill(effect.id, effect.incarnation)
+
+    def _send(self, to: str, message: Message) -> None:
+        if not self._mailbox.send(to, message):
+            self._core.on_undeliverable(to, message)
+        if isinstance(message, Welcome):
+            endpoints = self._introduced[to].endpoints
+            self._mailbox.connect(Peer(to, message.epoch, endpoints))

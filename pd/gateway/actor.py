@@ -1,0 +1,113 @@
+"""The Ray actor around a gateway: an event loop in a thread, and calls for supervision."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from pd.config import Config
+from pd.gateway.continuity import LinkOptions
+from pd.gateway.limits import Limits
+from pd.gateway.server import GatewayOptions, GatewayServer
+from pd.mailbox import AsyncMailbox
+from pd.types import Peer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLaunch:
+    """What a gateway process is told when it is started. `port` is fixed once it is known."""
+
+    gateway_id: str
+    cluster_id: int
+    coordinator: Peer
+    config: Config
+    port: int
+    secret: str | None = None
+
+
+class GatewayActor:
+    """Serves from the moment it is made, so that a restarted actor does so by itself."""
+
+    def __init__(self, launch: GatewayLaunch) -> None:
+        logging.basicConfig(
+            level=logging.INFO, format=f"%(asctime)s {launch.gateway_id} %(levelname)s %(message)s"
+        )
+        self._started: Future[GatewayServer] = Future()
+        self._ended = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._run, args=(launch,), name="gateway", daemon=True
+        )
+        self._thread.start()
+
+    def loaded(self) -> str:
+        """Wait until HTTP is served; raises why it cannot be. Returns the URL."""
+        return self._started.result().url
+
+    def incarnation(self) -> int:
+        return self._started.result().link.membership.incarnation
+
+    def watch(self) -> None:
+        """Return when the gateway has stopped; a waiting caller notices a dead process."""
+        self._ended.wait()
+
+    def stop(self) -> None:
+        """Let running requests end for a while, then end the rest with an error event."""
+        server = self._started.result()
+        asyncio.run_coroutine_threadsafe(server.shutdown(), self._loop).result(timeout=60)
+        self._ended.wait(timeout=10)
+
+    def _run(self, launch: GatewayLaunch) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve(launch))
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+                return
+            log.exception("the gateway failed and makes room for a new process")
+            os._exit(1)
+        finally:
+            self._ended.set()
+
+    async def _serve(self, launch: GatewayLaunch) -> None:
+        config = launch.config
+        mailbox = AsyncMailbox(
+            launch.gateway_id,
+            launch.cluster_id,
+            bind=f"tcp://{config.cluster.bind}:*",
+            secret=launch.secret,
+            max_message_bytes=config.transfer.max_message_bytes,
+        )
+        server = GatewayServer(gateway_options(launch), mailbox, launch.coordinator)
+        self._started.set_result(server)
+        await server.serve()
+
+
+def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
+    """The gateway's part of the configuration."""
+    config, gateway = launch.config, launch.config.gateway
+    return GatewayOptions(
+        model_dir=config.model.model,
+        model_name=gateway.served_model_name,
+        gateway_id=launch.gateway_id,
+        host=gateway.host,
+        port=launch.port,
+        api_key=gateway.api_key,
+        limits=Limits(
+            max_body_bytes=gateway.max_body_bytes,
+            max_model_len=config.model.max_model_len,
+            max_output_tokens=gateway.max_output_tokens,
+            max_prompts=gateway.max_prompts,
+            max_n=gateway.max_n,
+            max_stops=gateway.max_stops,
+            max_logprobs=gateway.max_logprobs,
+        ),
+        link=LinkOptions(heartbeat_s=config.cluster.heartbeat_s, max_streams=gateway.max_streams),
+    )

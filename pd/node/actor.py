@@ -1,0 +1,60 @@
+"""The Ray actor around a node process.
+
+One class serves every role: what makes a node a prefill or a decode node is the work that the
+coordinator sends it. Ray places and restarts the actor; its methods are for supervision only,
+no token and no block passes through them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from pd.node.process import NodeLaunch, NodeProcess
+
+log = logging.getLogger(__name__)
+
+
+class NodeActor:
+    """Starts serving when it is made, so that a restarted actor does so by itself."""
+
+    def __init__(self, launch: NodeLaunch) -> None:
+        logging.basicConfig(
+            level=logging.INFO, format=f"%(asctime)s {launch.node_id} %(levelname)s %(message)s"
+        )
+        self._process = NodeProcess(launch)
+        self._ended = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name="node", daemon=True)
+        self._thread.start()
+
+    def incarnation(self) -> int:
+        return self._process.incarnation
+
+    def loaded(self) -> int:
+        """Wait until the model is in memory; raises why it cannot be. Returns the pid."""
+        self._process.compute.loaded.result()
+        return os.getpid()
+
+    def watch(self) -> None:
+        """Return when the node has stopped; a caller waiting here notices a dead process."""
+        self._ended.wait()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._process.stop()
+        self._ended.wait(timeout=30)
+
+    def _serve(self) -> None:
+        try:
+            self._process.run()
+        except BaseException:
+            if self._process.compute.loaded.done() and self._process.compute.loaded.exception():
+                # `loaded` tells the caller; a restart would only fail again.
+                log.error("the model could not be loaded", exc_info=True)
+            elif not self._stopping:
+                log.exception("the node failed and makes room for a new process")
+                os._exit(1)
+        finally:
+            self._ended.set()

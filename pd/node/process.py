@@ -1,0 +1,177 @@
+"""Everything one node process holds, put together: engine, arena, pool, sockets, loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvstore.arena import KVArena
+from kvstore.blocks import BlockPool
+from kvstore.transport.hub import TransportHub
+from pd.config import Config, Device
+from pd.mailbox import Mailbox
+from pd.messages import NodeHello
+from pd.node.compute import ComputeThread
+from pd.node.core import NodeCore, NodeLimits
+from pd.node.runner import NodeRunner
+from pd.policies.order import OrderPolicy
+from pd.types import Peer, Role
+
+if TYPE_CHECKING:
+    from pd.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLaunch:
+    """What a node process is told when it is started."""
+
+    node_id: str
+    role: Role
+    cluster_id: int
+    coordinator: Peer
+    config: Config
+    threads: int
+    secret: str | None = None
+
+
+class NodeProcess:
+    """Loads, joins, serves. `run` returns after `stop`, or raises why the node ended."""
+
+    def __init__(self, launch: NodeLaunch) -> None:
+        self.launch = launch
+        self.incarnation = secrets.randbits(63) | 1
+        self._arena: KVArena | None = None
+        config = launch.config
+        self._mailbox = Mailbox(
+            launch.node_id,
+            launch.cluster_id,
+            bind=f"tcp://{config.cluster.bind}:*",
+            secret=launch.secret,
+            max_message_bytes=config.transfer.max_message_bytes,
+        )
+        self._runner: NodeRunner | None = None
+        self._stopped = False
+        self.compute = ComputeThread(self._load, self._mailbox.wake)
+
+    def stop(self) -> None:
+        """From any thread: end the loop; blocks and sockets go with it."""
+        self._stopped = True
+        if self._runner is not None:
+            self._runner.stop()
+
+    def run(self) -> None:
+        hub: TransportHub | None = None
+        try:
+            engine = self.compute.loaded.result()
+            if self._stopped:
+                return
+            assert self._arena is not None
+            hub = self._make_hub(self._arena)
+            core = self._make_core(engine)
+            self._runner = NodeRunner(
+                core, self._mailbox, hub, self.compute, self.launch.coordinator,
+                self._hello(engine, hub),
+            )  # fmt: skip
+            if not self._stopped:
+                self._runner.run()
+        finally:
+            self.compute.close()
+            if hub is not None:
+                hub.close()
+            self._mailbox.close(linger_s=0.2)
+            if self._arena is not None:
+                self._arena.close()
+
+    # -------------------------------------------------------------- parts
+    def _load(self) -> Engine:
+        """In the compute thread: weights into memory, an arena for KV, kernels compiled."""
+        import torch
+
+        from pd.engine.engine import Engine
+        from pd.engine.precision import choose_device, choose_precision, kv_layout
+        from pd.engine.spec import ModelSpec
+
+        config, model = self.launch.config, self.launch.config.model
+        torch.set_num_threads(self.launch.threads)
+        spec = ModelSpec.from_dir(model.model, load_format=model.load_format, seed=model.seed)
+        device = choose_device(model.device)
+        layout = kv_layout(
+            spec, choose_precision(model.dtype, device, spec), config.cache.block_size
+        )
+        kind = _kind(device.type)
+        kv_bytes = config.cache.kv_bytes(kind)
+        num_blocks = max(1, (kv_bytes or 0) // layout.block_bytes)
+        if kind == "cpu":
+            shared = "shm" in config.transfer.transports
+            self._arena = KVArena(layout, num_blocks, shared=shared)
+        engine = Engine(
+            model.model,
+            device=model.device,
+            dtype=model.dtype,
+            load_format=model.load_format,
+            seed=model.seed,
+            block_size=config.cache.block_size,
+            max_model_len=model.max_model_len,
+            kv_bytes=kv_bytes,
+            kv_buffer=self._arena.blocks if self._arena is not None else None,
+            gpu_memory_utilization=config.cache.gpu_memory_utilization,
+            max_num_batched_tokens=config.scheduler.token_budget(kind),
+            max_num_seqs=config.scheduler.max_num_seqs,
+        )
+        engine.warmup()
+        return engine
+
+    def _make_hub(self, arena: KVArena) -> TransportHub:
+        launch, transfer = self.launch, self.launch.config.transfer
+        return TransportHub(
+            launch.node_id,
+            launch.cluster_id,
+            arena,
+            transports=transfer.transports,
+            bind=f"tcp://{launch.config.cluster.bind}:*",
+            secret=launch.secret,
+            verify=transfer.verify,
+            max_message_bytes=transfer.max_message_bytes,
+            on_event=self._mailbox.wake,
+        )
+
+    def _make_core(self, engine: Engine) -> NodeCore:
+        launch, config = self.launch, self.launch.config
+        limits = NodeLimits(
+            max_num_batched_tokens=config.scheduler.token_budget(_kind(engine.device.type)),
+            max_num_seqs=config.scheduler.max_num_seqs,
+            order=OrderPolicy(config.scheduler.prefill_order, config.scheduler.aging_s),
+            watermark=config.scheduler.watermark,
+            lease_s=config.cluster.lease_s,
+            heartbeat_s=config.cluster.heartbeat_s,
+        )
+        pool = BlockPool(
+            engine.num_blocks, engine.block_size, prefix_cache=config.cache.prefix_cache
+        )
+        return NodeCore(launch.node_id, launch.role, pool, limits, engine.layout.fingerprint)
+
+    def _hello(self, engine: Engine, hub: TransportHub) -> NodeHello:
+        return NodeHello(
+            node_id=self.launch.node_id,
+            role=self.launch.role,
+            incarnation=self.incarnation,
+            endpoints={"control": self._mailbox.endpoint, **hub.endpoints()},
+            layout=engine.layout.fingerprint,
+            num_blocks=engine.num_blocks,
+            block_size=engine.block_size,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=self.launch.config.scheduler.max_num_seqs,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=engine.device.type,
+        )
+
+
+def _kind(device_type: str) -> Device:
+    return "cpu" if device_type == "cpu" else "cuda"

@@ -1,0 +1,108 @@
+"""The Ray actor around the coordinator. It also watches every other actor through Ray, which
+notices a killed process long before its heartbeats are missed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from pd.config import Config
+from pd.coordinator import Coordinator, CoordinatorLimits
+from pd.coordinator_runner import EPOCH, CoordinatorRunner
+from pd.mailbox import Mailbox
+from pd.messages import COORDINATOR, CellStatus
+from pd.types import Peer
+
+log = logging.getLogger(__name__)
+
+_RESTART_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLaunch:
+    """What the coordinator process is told when it is started."""
+
+    cluster_id: int
+    config: Config
+    secret: str | None = None
+
+
+class CoordinatorActor:
+    """Coordinates from the moment it is made."""
+
+    def __init__(self, launch: CoordinatorLaunch) -> None:
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s coordinator %(levelname)s %(message)s"
+        )
+        cluster = launch.config.cluster
+        self._mailbox = Mailbox(
+            COORDINATOR,
+            launch.cluster_id,
+            bind=f"tcp://{cluster.bind}:*",
+            secret=launch.secret,
+            max_message_bytes=launch.config.transfer.max_message_bytes,
+        )
+        limits = CoordinatorLimits(
+            max_waiting_requests=cluster.max_waiting_requests,
+            node_timeout_s=cluster.node_timeout_s,
+            recovery_timeout_s=cluster.recovery_timeout_s,
+        )
+        self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
+        self._handles: dict[str, ActorHandle] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
+        self._thread.start()
+
+    def peer(self) -> Peer:
+        """Where the other processes reach the coordinator."""
+        return Peer(COORDINATOR, EPOCH, {"control": self._mailbox.endpoint})
+
+    def watch_member(self, member_id: str, handle: ActorHandle) -> None:
+        """Report this actor's deaths, and end it when it hangs."""
+        self._handles[member_id] = handle
+        threading.Thread(
+            target=self._watch, args=(member_id, handle), name=f"watch-{member_id}", daemon=True
+        ).start()
+
+    def status(self) -> CellStatus:
+        return self._runner.status
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._runner.stop()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            self._runner.run()
+        finally:
+            self._mailbox.close(linger_s=0.2)
+
+    def _watch(self, member_id: str, handle: ActorHandle) -> None:
+        while not self._stopping.is_set():
+            try:
+                incarnation = ray.get(handle.incarnation.remote())
+            except RayError:  # dead or restarting: nobody to watch yet
+                self._stopping.wait(_RESTART_POLL_S)
+                continue
+            try:
+                ray.get(handle.watch.remote())
+                reason = "has stopped"
+            except RayError as error:
+                reason = f"was lost: {str(error).splitlines()[0]}"
+            if not self._stopping.is_set():
+                self._runner.process_lost(member_id, incarnation, reason)
+                self._stopping.wait(_RESTART_POLL_S)
+
+    def _kill(self, member_id: str, incarnation: int) -> None:
+        """End a silent process; Ray starts a new one. Not in the loop's thread: Ray may wait."""
+        handle = self._handles.get(member_id)
+        if handle is not None:
+            threading.Thread(
+                target=ray.kill, args=(handle,), kwargs={"no_restart": False}, daemon=True
+            ).start()
