@@ -1,0 +1,270 @@
+"""`CellLink`: the asyncio bridge between HTTP handlers and the cell.
+
+Handlers get a `TokenStream` from `submit`; joining the cell, taking its messages apart and
+ending requests happen here, and `continuity` keeps their work going meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from pd.errors import RejectedError
+from pd.gateway.continuity import Continuity, LinkOptions
+from pd.gateway.courier import Courier, Mailbox
+from pd.gateway.membership import Membership
+from pd.gateway.metrics import GatewayMetrics
+from pd.gateway.stream import RunningRequest, StreamFailedError, TokenStream
+from pd.messages import (
+    COORDINATOR,
+    Admitted,
+    Cancel,
+    CellStatus,
+    Finished,
+    Interrupted,
+    Message,
+    Peers,
+    Rejected,
+    Tokens,
+    Welcome,
+)  # fmt: skip
+from pd.types import Peer, Request, TokenEvent
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.05
+_SLICE_S = 0.002
+_RETIRED_S = 2.0  # tokens of a request that ended this recently were merely on their way
+
+
+class CellLink:
+    """Everything between one gateway and its cell. Lives in one event loop."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        mailbox: Mailbox,
+        coordinator: Peer,
+        metrics: GatewayMetrics,
+        options: LinkOptions = LinkOptions(),  # noqa: B008
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options
+        self.clock = clock
+        self.metrics = metrics
+        self._mailbox = mailbox
+        self._courier = Courier(mailbox, clock, options.send_timeout_s, 4 * options.max_streams)
+        self.membership = Membership(
+            gateway_id, mailbox, coordinator, clock,
+            heartbeat_s=options.heartbeat_s, timeout_s=options.coordinator_timeout_s,
+        )  # fmt: skip
+        self._continuity = Continuity(self._courier, metrics, options, clock, self._retire)
+        self._running: dict[str, RunningRequest] = {}
+        self._retired: dict[str, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+
+    # ------------------------------------------------------------------ for handlers
+    @property
+    def id(self) -> str:
+        return self.membership.id
+
+    @property
+    def running(self) -> tuple[RunningRequest, ...]:
+        return tuple(self._running.values())
+
+    def status(self) -> CellStatus:
+        return self.membership.status
+
+    def readiness(self) -> tuple[bool, str]:
+        if self._closing:
+            return False, "the server is shutting down"
+        return self.membership.readiness()
+
+    def submit(self, requests: Sequence[Request]) -> TokenStream:
+        """Hand requests to the cell; raises RejectedError when that is pointless now."""
+        if self._closing or not self.membership.joined:
+            raise RejectedError(self.readiness()[1], status=503)
+        if len(self._running) + len(requests) > self.options.max_streams:
+            raise RejectedError(
+                f"{len(self._running)} requests are in flight and this gateway's limit is "
+                f"{self.options.max_streams}; try again later"
+            )
+        stream = TokenStream(
+            requests, self.clock(), max_backlog=self.options.max_backlog, cancel=self._cancel
+        )
+        self._idle.clear()
+        for running in stream.requests:
+            self._running[running.id] = running
+            self._continuity.submit(running, running.record.start())
+        return stream
+
+    # ------------------------------------------------------------------ life
+    def start(self) -> None:
+        """Join the cell and keep up with it, in tasks of the running loop."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._receive()), loop.create_task(self._tick())]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more requests, and wait for those that run."""
+        self._closing = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    def fail_all(self, error: Exception) -> None:
+        """End every stream with this error; new ones are refused from now on."""
+        self._closing = True
+        for running in self.running:
+            running.stream.fail(error)
+
+    async def close(self) -> None:
+        self.fail_all(StreamFailedError("the server is shutting down", status=503))
+        self._courier.retry()
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._mailbox.close(linger_s=0.2)
+
+    async def _receive(self) -> None:
+        busy_since_s = self.clock()
+        while True:
+            received = await self._mailbox.recv(1.0)
+            if received is None:
+                continue
+            # A socket that always has more never suspends: let handlers write in between.
+            if self.clock() - busy_since_s > _SLICE_S:
+                await asyncio.sleep(0)
+                busy_since_s = self.clock()
+            try:
+                self._on_message(*received)
+            except Exception:  # one bad message must not end all streams
+                log.exception("cannot handle %s from %s", type(received[1]).__name__, received[0])
+
+    async def _tick(self) -> None:
+        next_watch_s = self.clock() + self.options.watch_s
+        while True:
+            self.membership.beat()
+            self._courier.retry()
+            if self.clock() >= next_watch_s:
+                next_watch_s = self.clock() + self.options.watch_s
+                self._watch()
+            await asyncio.sleep(_TICK_S)
+
+    # ------------------------------------------------------------------ from the cell
+    def _on_message(self, sender: str, message: Message) -> None:
+        if type(message) is Tokens:
+            self._on_tokens(message)
+            return
+        if sender == COORDINATOR:
+            self.membership.heard_s = self.clock()
+        match message:
+            case Admitted():
+                self._on_admitted(message)
+            case Rejected():
+                self._on_rejected(message)
+            case Interrupted():
+                self._on_interrupted(message)
+            case CellStatus():
+                self.membership.on_status(message)
+            case Peers():
+                self.membership.on_peers(message)
+            case Welcome():
+                if self.membership.on_welcome(message):
+                    for running in self.running:
+                        self._continuity.resume_all(running, "the coordinator restarted")
+            case _:
+                log.warning("unexpected %s from %s", type(message).__name__, sender)
+
+    def _on_tokens(self, message: Tokens) -> None:
+        now = self.clock()
+        running_of = self._running.get
+        for event in message.rows():
+            running = running_of(event.request_id)
+            if running is None:
+                self._on_orphan(event, now)
+                continue
+            events = running.record.on_token(event)
+            if events:
+                self._deliver(running, events, now)
+
+    def _deliver(self, running: RunningRequest, events: list[TokenEvent], now: float) -> None:
+        last = events[-1]
+        clock = running.clocks[last.index]
+        if clock.tokens == 0:
+            clock.first_s = now
+            self.metrics.ttft.observe(now - running.arrival_s)
+        else:
+            self.metrics.itl.observe(now - clock.last_s)
+        clock.last_s = now
+        clock.tokens += len(events)
+        running.progress_s = now
+        running.answer_by_s = None
+        stream = running.stream
+        stream.push(running.number, events)
+        if last.finish is not None:
+            if last.finish in ("stop", "length"):
+                self._courier.send(Finished(running.id, (last.index,)))
+            else:
+                stream.fail(StreamFailedError(f"a node ended the request: {last.finish}"))
+            self._retire(running)
+        elif stream.overflowed:
+            stream.fail(
+                StreamFailedError(
+                    f"the client left more than {self.options.max_backlog} tokens unread"
+                )
+            )
+
+    def _on_orphan(self, event: TokenEvent, now: float) -> None:
+        """A node still works for a request that has ended here: its Cancel was lost."""
+        if now - self._retired.get(event.request_id, float("-inf")) > _RETIRED_S:
+            self._retired[event.request_id] = now
+            self._courier.send(Cancel(event.request_id, (event.index,)))
+
+    def _on_admitted(self, message: Admitted) -> None:
+        running = self._running.get(message.request_id)
+        if running is None:
+            return
+        running.answer_by_s = None
+        if running.runs(message.indices, message.attempt):
+            running.prefill, running.decode = message.prefill, message.decode
+
+    def _on_interrupted(self, message: Interrupted) -> None:
+        running = self._running.get(message.request_id)
+        if running is not None:
+            indices = message.indices
+            if message.unstarted_only:
+                indices = running.record.unstarted(indices)
+            self._continuity.resume(running, indices, message.attempt, message.reason)
+
+    def _on_rejected(self, message: Rejected) -> None:
+        running = self._running.get(message.request_id)
+        if running is not None:
+            self._continuity.on_rejected(running, message)
+
+    # ------------------------------------------------------------------ ends
+    def _cancel(self, running: RunningRequest, indices: tuple[int, ...]) -> None:
+        self._courier.send(Cancel(running.id, indices))
+        self._retire(running)
+
+    def _retire(self, running: RunningRequest) -> None:
+        if running.record.finished and self._running.pop(running.id, None) is not None:
+            running.end_s = self._retired[running.id] = self.clock()
+            running.stream.wake()
+            self.metrics.ended(running)
+            if not self._running:
+                self._idle.set()
+
+    def _watch(self) -> None:
+        now = self.clock()
+        for running in self.running:
+            self._continuity.watch(running, now, self.membership.silence_s)
+        for request_id, ended_s in list(self._retired.items()):
+            if now - ended_s > 10 * _RETIRED_S:
+                del self._retired[request_id]

@@ -1,0 +1,164 @@
+"""What `/metrics` shows: plain counters updated on the token path, turned into text on a scrape.
+
+Prometheus' own histogram objects lock and label on every observation; these only add.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)  # fmt: skip
+from prometheus_client.registry import Collector
+
+from pd.gateway.stream import RunningRequest
+from pd.messages import CellStatus
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+_TOKENS = tuple(float(2**power) for power in range(21))
+
+
+class Histogram:
+    """Counts by upper bound, as Prometheus wants them once accumulated."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, name: str, help_text: str) -> HistogramMetricFamily:
+        buckets, total = [], 0
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+        return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=self._sum)
+
+
+class GatewayMetrics(Collector):
+    """The numbers of one gateway, and of the nodes as the coordinator reports them."""
+
+    def __init__(self) -> None:
+        self.ttft = Histogram(_SECONDS)
+        self.itl = Histogram(_SECONDS)
+        self.tpot = Histogram(_SECONDS)
+        self.e2e = Histogram(_SECONDS)
+        self.prompt_tokens = Histogram(_TOKENS)
+        self.output_tokens = Histogram(_TOKENS)
+        self.interruptions = 0
+        self.generated = 0
+        self.outcomes: Counter[str] = Counter()
+        self.responses: Counter[str] = Counter()  # HTTP responses by status
+        self.slo_attained = 0
+        self.slo_missed = 0
+        self._running: Callable[[], tuple[RunningRequest, ...]] = tuple
+        self._status: Callable[[], CellStatus] = lambda: CellStatus(False, "", ())
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def watch(
+        self, running: Callable[[], tuple[RunningRequest, ...]], status: Callable[[], CellStatus]
+    ) -> None:
+        """Where the gauges are read from at a scrape."""
+        self._running = running
+        self._status = status
+
+    def ended(self, running: RunningRequest) -> None:
+        """A request is over, one way or another."""
+        record = running.record
+        finishes = [seq.finish for seq in record.sequences]
+        complete = all(finish in ("stop", "length") for finish in finishes)
+        outcome = running.outcome or ("finished" if complete else "cancelled")
+        self.outcomes[outcome] += 1
+        self.generated += record.num_output
+        if outcome == "finished":
+            self.e2e.observe(running.end_s - running.arrival_s)
+            self.prompt_tokens.observe(len(record.request.prompt))
+            self.output_tokens.observe(record.num_output)
+            for clock in running.clocks:
+                if (tpot := clock.tpot_s) is not None:
+                    self.tpot.observe(tpot)
+        # Whoever cancels gives up the targets too: that is neither a hit nor a miss.
+        if outcome != "cancelled" and (attained := running.attained()) is not None:
+            self.slo_attained += attained
+            self.slo_missed += not attained
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield self.ttft.family("pd_ttft_seconds", "Arrival to first token, a sequence")
+        yield self.itl.family("pd_itl_seconds", "Gap between two tokens of a sequence")
+        yield self.tpot.family("pd_tpot_seconds", "(last - first) / (tokens - 1), a sequence")
+        yield self.e2e.family("pd_e2e_seconds", "Arrival to end of finished requests")
+        yield self.prompt_tokens.family("pd_request_prompt_tokens", "Of finished requests")
+        yield self.output_tokens.family("pd_request_output_tokens", "Of finished requests")
+        running = self._running()
+        live = sum(each.record.num_output for each in running)
+        yield CounterMetricFamily(
+            "pd_generation_tokens", "Tokens delivered to clients", value=self.generated + live
+        )
+        started = sum(each.started for each in running)
+        yield GaugeMetricFamily("pd_requests_running", "With a token already", value=started)
+        waiting = len(running) - started
+        yield GaugeMetricFamily("pd_requests_waiting", "Without a token yet", value=waiting)
+        yield _by("pd_requests", "Requests that ended", "outcome", self.outcomes)
+        yield _by("pd_http_responses", "HTTP responses", "status", self.responses)
+        refused = {code: count for code, count in self.responses.items() if code in ("429", "503")}
+        yield _by("pd_rejections", "Requests refused for now", "status", refused)
+        yield CounterMetricFamily(
+            "pd_interruptions", "Work that was resumed elsewhere", value=self.interruptions
+        )
+        yield CounterMetricFamily(
+            "pd_slo_attained", "Requests that met all their targets", value=self.slo_attained
+        )
+        yield CounterMetricFamily(
+            "pd_slo_missed", "Requests that missed a target, rejected ones too",
+            value=self.slo_missed,
+        )  # fmt: skip
+        yield from self._cell()
+
+    def _cell(self) -> Iterator[Metric]:
+        status = self._status()
+        yield GaugeMetricFamily("pd_cell_ready", "1 if requests are served", value=status.ready)
+        names = sorted(
+            {
+                key
+                for node in status.nodes
+                for key, value in node.items()
+                if isinstance(value, (int, float)) and key.isidentifier()
+            }
+        )
+        for name in names:
+            gauge = GaugeMetricFamily(
+                f"pd_node_{name}", f"{name} of a node", labels=("node", "role")
+            )
+            for node in status.nodes:
+                value = node.get(name)
+                if isinstance(value, (int, float)):
+                    labels = (str(node.get("id", "")), str(node.get("role", "")))
+                    gauge.add_metric(labels, float(value))
+            yield gauge
+
+
+def _by(name: str, help_text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_text, labels=(label,))
+    for key in sorted(counts):
+        family.add_metric((key,), counts[key])
+    return family

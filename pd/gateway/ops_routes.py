@@ -1,0 +1,99 @@
+"""What is not generation: models, health, readiness, metrics, status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pd.errors import RejectedError, RequestError
+from pd.gateway.http import error_body, error_headers
+from pd.gateway.link import CellLink
+from pd.gateway.served import ServedModel
+
+
+class OpsRoutes:
+    """Small GET endpoints over the link and the model."""
+
+    def __init__(self, model: ServedModel, link: CellLink) -> None:
+        self._model = model
+        self._link = link
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/status", self.status),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        self._model.check_name(request.path_params["name"])
+        return json_response(self._card())
+
+    async def health(self, request: Request) -> Response:
+        """The process is alive; says nothing about the cell."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 if requests are served now, else 503 with the reason."""
+        ready, reason = self._link.readiness()
+        if not ready:
+            raise RejectedError(f"not ready: {reason}", status=503)
+        return json_response({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(
+            self._link.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    async def status(self, request: Request) -> Response:
+        """The cell as the coordinator last described it, and this gateway's share."""
+        ready, reason = self._link.readiness()
+        status = self._link.status()
+        running = self._link.running
+        return json_response(
+            {
+                "ready": ready,
+                "reason": reason,
+                "model": self._model.name,
+                "max_model_len": status.max_model_len,
+                "num_requests": status.num_requests,
+                "nodes": [dict(node) for node in status.nodes],
+                "gateway": {
+                    "id": self._link.id,
+                    "running": sum(each.started for each in running),
+                    "waiting": sum(not each.started for each in running),
+                },
+            }
+        )
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._model.name,
+            "object": "model",
+            "created": self._model.created,
+            "owned_by": "pd",
+            "max_model_len": self._link.status().max_model_len or self._model.max_positions,
+        }
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def error_response(error: RequestError) -> Response:
+    return Response(
+        error_body(error),
+        status_code=error.status,
+        media_type="application/json",
+        headers=error_headers(error),
+    )

@@ -1,0 +1,148 @@
+"""`GatewayServer`: the HTTP front as one object that any event loop can run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from pd.errors import ConfigError
+from pd.gateway.app import build_app
+from pd.gateway.continuity import LinkOptions
+from pd.gateway.courier import Mailbox
+from pd.gateway.limits import Limits
+from pd.gateway.link import CellLink
+from pd.gateway.metrics import GatewayMetrics
+from pd.gateway.served import ServedModel
+from pd.gateway.stream import StreamFailedError
+from pd.gateway.writer import ABORT
+from pd.types import Peer
+
+_SHUTTING_DOWN = StreamFailedError("the server is shutting down", status=503)
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """Where HTTP is served, for whom, and within which limits. Port 0 takes a free one."""
+
+    model_dir: str | Path
+    model_name: str | None = None
+    gateway_id: str = "gateway-0"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    link: LinkOptions = field(default_factory=LinkOptions)
+    drain_s: float = 10.0  # at shutdown, how long running requests may still take
+    write_timeout_s: float = 60.0  # how long a client may leave a piece of its answer unread
+    keep_alive_s: int = 75
+
+
+class GatewayServer:
+    """Serves HTTP in the running event loop, in whichever thread that is.
+
+    It takes no signals: whoever owns the process calls `shutdown`.
+    """
+
+    def __init__(
+        self,
+        options: GatewayOptions,
+        mailbox: Mailbox,
+        coordinator: Peer,
+        model: ServedModel | None = None,
+    ) -> None:
+        """Bind the port at once (ConfigError if that fails) and load the tokenizer."""
+        if options.api_key == "":
+            raise ConfigError("the API key is empty: set one, or none at all")
+        self.options = options
+        self.model = model or ServedModel.load(options.model_dir, options.model_name)
+        self._socket = _bind(options.host, options.port)
+        self.port: int = self._socket.getsockname()[1]
+        self.metrics = GatewayMetrics()
+        self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
+        app = build_app(
+            self.model, self.link, options.limits,
+            api_key=options.api_key, write_timeout_s=options.write_timeout_s,
+        )  # fmt: skip
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=_protocol(),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=options.keep_alive_s,
+                timeout_graceful_shutdown=5,
+                backlog=2048,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
+        return f"http://{host}:{self.port}"
+
+    async def serve(self) -> None:
+        """Join the cell and serve until `shutdown`."""
+        self.link.start()
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            await self.link.close()
+            self._socket.close()
+
+    async def shutdown(self) -> None:
+        """Refuse new requests, let running ones end for `drain_s`, then end the rest.
+
+        Whoever still streams then gets an error event that says so. Returns when all have
+        been told; `serve` returns soon after.
+        """
+        await self.link.drain(self.options.drain_s)
+        self.link.fail_all(_SHUTTING_DOWN)
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _protocol() -> type[Any]:
+    """uvicorn's fastest HTTP parser here, handing on what cuts a connection (see `writer`)."""
+    if importlib.util.find_spec("httptools") is not None:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+    else:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Base  # type: ignore[assignment]
+
+    class Protocol(Base):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self.app_state = {**self.app_state, ABORT: transport.abort}
+            super().connection_made(transport)
+
+    return Protocol
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"cannot serve HTTP on {host}:{port}: {error.strerror}; choose another --port"
+        ) from None
+    bound.setblocking(False)
+    return bound

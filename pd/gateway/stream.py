@@ -1,0 +1,217 @@
+"""What a handler holds while its requests run: their records, and one inbox for their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from pd.errors import RejectedError, RequestError
+from pd.gateway.record import RequestRecord
+from pd.types import FinishReason, Request, TokenEvent
+
+Outcome = Literal["finished", "cancelled", "rejected", "failed"]
+
+
+class StreamFailedError(RequestError):
+    """The cell accepted the request and could not finish it."""
+
+    def __init__(self, message: str, *, status: int = 500) -> None:
+        super().__init__(message, status=status, code="generation_failed", kind="server_error")
+
+
+class ClientGoneError(Exception):
+    """The client disconnected: nobody is left to answer."""
+
+
+class SequenceClock:
+    """When the tokens of one sequence arrived at the gateway."""
+
+    __slots__ = ("first_s", "last_s", "tokens")
+
+    def __init__(self) -> None:
+        self.first_s = 0.0
+        self.last_s = 0.0
+        self.tokens = 0
+
+    @property
+    def tpot_s(self) -> float | None:
+        if self.tokens < 2:
+            return None
+        return (self.last_s - self.first_s) / (self.tokens - 1)
+
+
+class RunningRequest:
+    """One request in flight: its record, its times and where it runs.
+
+    `answer_by_s` is when the coordinator has to have admitted or rejected it, None once it has.
+    """
+
+    __slots__ = (
+        "record", "stream", "number", "arrival_s", "progress_s", "gap_since_s", "clocks",
+        "answer_by_s", "prefill", "decode", "interruptions", "outcome", "end_s",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, stream: TokenStream, number: int, now: float) -> None:
+        self.record = RequestRecord(request)
+        self.stream = stream
+        self.number = number  # which prompt of the stream
+        self.arrival_s = now
+        self.progress_s = now
+        self.gap_since_s: float | None = None
+        self.clocks = [SequenceClock() for _ in range(request.params.n)]
+        self.answer_by_s: float | None = None
+        self.prefill = ""
+        self.decode = ""
+        self.interruptions = 0
+        self.outcome: Outcome | None = None  # set where it does not follow from the record
+        self.end_s = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.record.request.request_id
+
+    def runs(self, indices: Iterable[int], attempt: int) -> bool:
+        """Whether this attempt of these sequences is the current one and goes on."""
+        sequences = self.record.sequences
+        return all(
+            0 <= index < len(sequences)
+            and sequences[index].attempt == attempt
+            and sequences[index].finish is None
+            for index in indices
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether its client may have seen a token."""
+        return self.record.num_output > 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        firsts = [clock.first_s for clock in self.clocks if clock.tokens]
+        return min(firsts) - self.arrival_s if firsts else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean over its sequences of two tokens or more."""
+        values = [tpot for clock in self.clocks if (tpot := clock.tpot_s) is not None]
+        return sum(values) / len(values) if values else None
+
+    def attained(self) -> bool | None:
+        """Whether it met its SLO; None if it has none."""
+        slo = self.record.request.slo
+        if slo.ttft_s is None and slo.tpot_s is None:
+            return None
+        if any(seq.finish not in ("stop", "length") for seq in self.record.sequences):
+            return False
+        ttft, tpots = self.ttft_s, [clock.tpot_s or 0.0 for clock in self.clocks]
+        in_time = slo.ttft_s is None or (ttft is not None and ttft <= slo.ttft_s)
+        return in_time and (slo.tpot_s is None or max(tpots) <= slo.tpot_s)
+
+
+class TokenStream:
+    """The tokens of one or more requests, woken once per step however many there are.
+
+    Made by `CellLink.submit`. `next()` returns (request number, event) pairs; when it returns
+    none, everything has finished. Leaving the `async with` cancels whatever still runs.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        now: float,
+        *,
+        max_backlog: int,
+        cancel: Callable[[RunningRequest, tuple[int, ...]], None],
+    ) -> None:
+        self.requests = [RunningRequest(each, self, i, now) for i, each in enumerate(requests)]
+        self._cancel = cancel
+        self._max_backlog = max_backlog
+        self._inbox: list[tuple[int, TokenEvent]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+
+    async def __aenter__(self) -> TokenStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    @property
+    def finished(self) -> bool:
+        return all(running.record.finished for running in self.requests)
+
+    async def next(self) -> list[tuple[int, TokenEvent]]:
+        """The tokens since the last call, waiting for at least one; [] once all is finished.
+
+        Raises RejectedError or RequestError if the cell refused, StreamFailedError if it could
+        not finish, ClientGoneError after `disconnect`. Tokens that came before a failure are
+        returned first.
+        """
+        while True:
+            if self._inbox:
+                batch, self._inbox = self._inbox, []
+                return batch
+            if self._error is not None:
+                raise self._error
+            if self.finished:
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def push(self, number: int, events: Iterable[TokenEvent]) -> None:
+        self._inbox.extend((number, event) for event in events)
+        self.wake()
+
+    @property
+    def overflowed(self) -> bool:
+        return len(self._inbox) > self._max_backlog
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the whole stream with this error, unless it has one; frees its place in the cell."""
+        if self._error is None:
+            self._error = error
+            outcome: Outcome = "failed"
+            if isinstance(error, RejectedError):
+                outcome = "rejected"
+            elif isinstance(error, ClientGoneError):
+                outcome = "cancelled"
+            for running in self.requests:
+                running.outcome = running.outcome or outcome
+            self.cancel()
+            self.wake()
+
+    def disconnect(self) -> None:
+        """The client went away: cancel at once, and let the handler notice."""
+        self._inbox.clear()
+        self.fail(ClientGoneError())
+
+    def cancel(self) -> None:
+        """Cancel whatever still runs. Harmless when nothing does."""
+        for running in self.requests:
+            indices = running.record.cancel()
+            if indices:
+                self._cancel(running, indices)
+
+    def stop(self, number: int, index: int, reason: FinishReason = "stop") -> None:
+        """The gateway ends one sequence itself, because its text holds a stop string."""
+        running = self.requests[number]
+        if running.record.end(index, reason):
+            self._cancel(running, (index,))
+
+
+def rejection(status: int, message: str, retry_after_s: float) -> RequestError:
+    """The error that a coordinator's `Rejected` is for a client."""
+    if status in (429, 503):
+        return RejectedError(message, status=status, retry_after_s=retry_after_s)
+    if 400 <= status < 500:
+        return RequestError(message, status=status)
+    return StreamFailedError(message)
