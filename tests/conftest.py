@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,6 +27,9 @@ settings.register_profile("pd", deadline=None, suppress_health_check=[HealthChec
 settings.load_profile("pd")
 
 REAL_MODEL = "smollm2-135m"
+# Helpers of multiprocessing, which end with the process that uses them.
+HELPERS = ("resource_tracker", "forkserver")
+ENDING_S = 10.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,3 +66,53 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaves child processes or shared memory of this process behind.
+
+    What a fixture of wider scope started belongs to that fixture: it was there before.
+    """
+    children, segments = _children(), _segments()
+    yield
+    deadline = time.monotonic() + ENDING_S
+    while (left := _children() - children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"processes left behind: {[_describe(pid) for pid in left]}"
+    assert not _segments() - segments, f"shared memory left behind: {_segments() - segments}"
+
+
+def _children() -> set[int]:
+    """Processes that this one started and that still run."""
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if _state(child) != psutil.STATUS_ZOMBIE
+        and not any(name in _describe(child.pid) for name in HELPERS)
+    }
+
+
+def _state(process: psutil.Process) -> str:
+    try:
+        return process.status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_ZOMBIE
+
+
+def _describe(pid: int) -> str:
+    try:
+        return f"{pid}: {' '.join(psutil.Process(pid).cmdline())}"
+    except psutil.NoSuchProcess:
+        return f"{pid}: gone"
+
+
+def _segments() -> set[str]:
+    """KV memory in /dev/shm that this process keeps open."""
+    links = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            links.add(os.readlink(descriptor))
+        except OSError:  # the one that lists the folder is closed by now
+            continue
+    return {link for link in links if link.startswith("/dev/shm/pd-")}

@@ -68,6 +68,8 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("pd/sockets.py", WIRE),
     ("*/actor.py", {"ray"}),
     ("pd/cluster.py", {"ray"}),
+    ("pd/supervisor.py", {"ray"}),
+    ("pd/node/process.py", {"torch"}),
     ("pd/gateway/*.py", {"starlette", "uvicorn", "msgspec", "prometheus_client"}),
     ("pd/client/*.py", {"httpx"}),
     ("pd/cli/*.py", {"yaml", "rich"}),

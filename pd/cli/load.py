@@ -34,10 +34,10 @@ def dump_config(config: Config) -> str:
     for section in SECTIONS:
         lines += ["", f"{section.name}:"]
         for option in options_of(section):
-            text = yaml.safe_dump(
-                {option.key: values[section.name][option.key]},
-                default_flow_style=False, allow_unicode=True, width=1 << 20,
-            )  # fmt: skip
+            value = values[section.name][option.key]
+            # Left as they are, some line separators would be read back as other ones.
+            readable = str(value).isprintable()
+            text = yaml.safe_dump({option.key: value}, allow_unicode=readable, width=1 << 20)
             lines.append(f"  # {option.help}")
             lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(lines[1:]) + "\n"
