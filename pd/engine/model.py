@@ -115,11 +115,13 @@ class Model:
         slots: Tensor,
     ) -> Tensor:
         """Project [T, E], write keys and values to the arena; the rotated queries [T, H, D]."""
-        spec = self.spec
-        q, k, v = (
-            part.unflatten(1, (-1, spec.head_dim))
-            for part in layer.qkv(hidden).split([spec.q_size, spec.kv_size, spec.kv_size], dim=1)
-        )
+        head_dim, q_end = self.spec.head_dim, self.spec.q_size
+        k_end = q_end + self.spec.kv_size
+        qkv = layer.qkv(hidden)
+        count = qkv.shape[0]
+        q = qkv[:, :q_end].view(count, -1, head_dim)
+        k = qkv[:, q_end:k_end].view(count, -1, head_dim)
+        v = qkv[:, k_end:].view(count, -1, head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
         self._ops.rotary(q, k, positions, self._cos_sin)
