@@ -81,10 +81,16 @@ def bind(
     high_water_mark: int,
     max_message_bytes: int,
     keys: CurveKeys | None = None,
+    inbox_messages: int | None = None,
 ) -> zmq.Socket[bytes]:
-    """A listening socket; ConfigError if the address may not or cannot be used."""
+    """A listening socket; ConfigError if the address may not or cannot be used.
+
+    `inbox_messages` is the high-water mark of what comes in, per peer, where it differs.
+    """
     check_bind(address, keys)
     socket = _socket(context, kind, address, high_water_mark)
+    if inbox_messages is not None:
+        socket.setsockopt(zmq.RCVHWM, inbox_messages)
     # Per frame; a peer that sends a larger one is disconnected before it is allocated.
     socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
     if keys is not None:

@@ -1,0 +1,270 @@
+"""Blocks over a ZeroMQ connection: the part that shared memory and TCP have in common.
+
+    sender                                  receiver
+    DEALER  --- Blocks (and their bytes) -->  ROUTER    checks, then reports Arrived
+    DEALER  <-- Landed ---------------------  ROUTER
+
+Every message is answered, so a push is known to be done, refused, or lost. One thread does
+all of a node's sending and receiving; it is woken through a pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import zmq
+
+from kvstore.transfer import Push
+from kvstore.transport.base import LocalNode, PushState, Transport, start_thread
+from kvstore.transport.expected import Grant
+from kvstore.transport.inbox import CODEC, MAX_BODY, Blocks, Inbox, Landed
+from kvstore.transport.lane import Lane, Piece, split
+from pd import sockets
+from pd.errors import TransferError, WireError
+from pd.types import Peer
+from pd.waker import Waker
+
+log = logging.getLogger(__name__)
+
+_ROOM = 1024  # messages; above Lane.MAX_SENT
+
+
+class ChannelTransport(Transport):
+    """What differs is how bytes leave (`_emit`) and how they are taken in (`_land`)."""
+
+    def __init__(self, node: LocalNode, *, inbox_messages: int, payload_bytes: int) -> None:
+        super().__init__(node)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            socket = sockets.bind(
+                self._context, zmq.ROUTER, node.settings.bind, high_water_mark=_ROOM,
+                max_message_bytes=max(payload_bytes, 1 << 16), keys=node.settings.keys,
+                inbox_messages=inbox_messages,
+            )  # fmt: skip
+        except BaseException:
+            self._context.term()
+            raise
+        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._inbox = Inbox(node, self.name, socket, self._land, payload_bytes)
+        self._lanes: dict[str, Lane] = {}
+        self._settling: list[tuple[Piece, bool]] = []  # answered, but ZeroMQ still reads them
+        self._waker = Waker()
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()  # of _commands against the end of the thread
+        self._closing = False
+        self._ended = False
+        self._thread = start_thread(self._run, f"{node.id}-{self.name}")
+
+    # ------------------------------------------------------------------ any thread
+    def connect(self, peer: Peer) -> None:
+        self._do(lambda: self._set_lane(peer, peer.endpoints[self.name]))
+
+    def forget_peer(self, peer_id: str) -> None:
+        self._do(lambda: self._drop_lane(peer_id))
+
+    def push(self, job: Push) -> None:
+        if not self._do(lambda: self._queue(job)):
+            self._refuse(job)
+
+    def cancel(self, transfer_id: int) -> None:
+        self._do(lambda: self._cancel(transfer_id))
+
+    def close(self) -> None:
+        self._closing = True
+        self._waker.wake()
+        self._thread.join()
+
+    def _do(self, command: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._ended or self._closing:
+                return False
+            self._commands.append(command)
+        self._waker.wake()
+        return True
+
+    # ------------------------------------------------------------------ to be filled in
+    @abstractmethod
+    def _emit(self, lane: Lane, piece: Piece) -> tuple[int, Sequence[zmq.Frame]]:
+        """Send a piece on its way: (digest, payload frames). TransferError if impossible."""
+
+    @abstractmethod
+    def _land(
+        self, grant: Grant, pages: tuple[int, ...], digest: int, payload: Sequence[zmq.Frame]
+    ) -> bool:
+        """Take in the bytes of `pages`; whether they are what the sender sent."""
+
+    def _lane_closed(self, peer_id: str) -> None:
+        """A lane is gone: let go of what belongs to its peer."""
+
+    # ------------------------------------------------------------------ the thread
+    def _run(self) -> None:
+        idle_s = min(1.0, self.node.settings.stall_timeout_s / 4)
+        try:
+            while not self._closing:
+                while self._commands:
+                    self._commands.popleft()()
+                now = time.monotonic()
+                sending = self._send(now)
+                self._settle()
+                self._check_stalls(now)
+                self._poll(0.0 if sending else 0.001 if self._settling else idle_s)
+        except Exception:
+            log.exception("%s transport of %s ended", self.name, self.node.id)
+        finally:
+            self._end()
+
+    def _poll(self, timeout_s: float) -> None:
+        if self._closing or self._commands:
+            timeout_s = 0.0
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._waker.fileno() in ready:
+            self._waker.drain()
+        if self._inbox.socket in ready:
+            self._inbox.receive()
+        for lane in [lane for lane in self._lanes.values() if lane.socket in ready]:
+            self._answers(lane)
+
+    # sending
+    def _send(self, now: float) -> bool:
+        """One piece for every peer that has room; whether there is more to send."""
+        more = False
+        for lane in list(self._lanes.values()):
+            if lane.can_send:
+                self._send_piece(lane, now)
+                more |= lane.can_send
+        return more
+
+    def _send_piece(self, lane: Lane, now: float) -> None:
+        sequence, piece = lane.next(now)
+        job, node = piece.push.job, self.node
+        try:
+            digest, payload = self._emit(lane, piece)
+            (head, *_) = CODEC.encode(
+                Blocks(piece.first, len(piece.src), digest),
+                cluster_id=node.cluster_id, sender=node.id, sender_epoch=node.epoch,
+                receiver_epoch=job.receiver_epoch, transfer_id=job.transfer_id,
+                layout=node.arena.layout.fingerprint, sequence=sequence,
+                payload=[frame.buffer for frame in payload],
+            )  # fmt: skip
+            if payload:
+                piece.tracker = zmq.MessageTracker(*payload)
+            lane.socket.send_multipart([head, *payload], zmq.NOBLOCK, copy=False)
+        except (TransferError, zmq.ZMQError) as error:
+            log.warning("blocks to %s not sent: %s", lane.peer.id, error)
+            lane.answered(sequence, now)
+            self._piece_done(piece, False)
+
+    def _answers(self, lane: Lane) -> None:
+        with suppress(zmq.Again):
+            while True:
+                frames = lane.socket.recv_multipart(zmq.NOBLOCK)
+                try:
+                    header, message = CODEC.decode(
+                        frames, cluster_id=self.node.cluster_id, max_body=MAX_BODY
+                    )
+                except WireError as error:
+                    self._inbox.refused(error)
+                    continue
+                if not isinstance(message, Landed) or header.sender != lane.peer.id:
+                    self._inbox.refused(f"{message} from {header.sender}")
+                    continue
+                piece = lane.answered(message.sequence, time.monotonic())
+                if piece is not None:
+                    if not message.ok:
+                        job = piece.push.job
+                        log.warning(
+                            "%s refused blocks of transfer %d: %s",
+                            lane.peer.id, job.transfer_id, message.reason,
+                        )  # fmt: skip
+                    self._piece_done(piece, message.ok)
+
+    def _piece_done(self, piece: Piece, ok: bool) -> None:
+        if piece.readable_by_zmq:
+            self._settling.append((piece, ok))
+            return
+        event = piece.push.piece_done(ok, time.monotonic())
+        if event is not None:
+            self.node.events.put(event)
+
+    def _settle(self) -> None:
+        if self._settling:
+            settling, self._settling = self._settling, []
+            for piece, ok in settling:
+                self._piece_done(piece, ok)
+
+    def _check_stalls(self, now: float) -> None:
+        timeout_s = self.node.settings.stall_timeout_s
+        for lane in self._lanes.values():
+            if lane.stalled(now, timeout_s):
+                log.warning("%s answered nothing for %g s: hanging up", lane.peer.id, timeout_s)
+                self._hang_up(lane)
+                lane.reopen()
+                self._poller.register(lane.socket, zmq.POLLIN)
+
+    # commands
+    def _set_lane(self, peer: Peer, address: str) -> None:
+        self._drop_lane(peer.id)
+
+        def open_socket() -> zmq.Socket[bytes]:
+            return sockets.connect(
+                self._context, zmq.DEALER, address,
+                high_water_mark=_ROOM, keys=self.node.settings.keys,
+            )  # fmt: skip
+
+        try:
+            lane = Lane(peer, open_socket, self.node.settings.window_bytes)
+        except WireError as error:
+            log.warning("no lane to %s: %s", peer.id, error)
+            return
+        self._lanes[peer.id] = lane
+        self._poller.register(lane.socket, zmq.POLLIN)
+
+    def _drop_lane(self, peer_id: str) -> None:
+        lane = self._lanes.pop(peer_id, None)
+        if lane is not None:
+            self._hang_up(lane)
+            self._lane_closed(peer_id)
+
+    def _hang_up(self, lane: Lane) -> None:
+        self._poller.unregister(lane.socket)
+        for piece in lane.clear():
+            self._piece_done(piece, False)
+
+    def _queue(self, job: Push) -> None:
+        lane = self._lanes.get(job.receiver)
+        room = lane is not None and len(lane.waiting) < self.node.settings.max_queued_pushes
+        if lane is None or not room or lane.peer.epoch != job.receiver_epoch:
+            self._refuse(job)
+            return
+        block_bytes = self.node.arena.layout.block_bytes
+        push = PushState(job, 1, len(job.src) * block_bytes, time.monotonic())
+        lane.waiting.extend(split(push, block_bytes, self.node.settings.message_bytes))
+
+    def _cancel(self, transfer_id: int) -> None:
+        for lane in self._lanes.values():
+            for piece in lane.cancel(transfer_id):
+                self._piece_done(piece, False)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+        while self._commands:  # pushes among them must come back, too
+            self._commands.popleft()()
+        for peer_id in list(self._lanes):
+            self._drop_lane(peer_id)
+        self._inbox.socket.close()
+        self._context.term()
+        deadline = time.monotonic() + 1.0
+        while self._settling and time.monotonic() < deadline:
+            time.sleep(0.001)
+            self._settle()
+        self._waker.close()
