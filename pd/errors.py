@@ -1,19 +1,19 @@
 """Every error the system raises on purpose.
 
-    PDError
-    ├── ConfigError              a flag or a key of the YAML file is wrong
-    ├── ModelError               a model directory cannot be used
-    │   └── UnsupportedModelError    its architecture is not one we run
-    ├── RequestError             a request cannot be served as asked (an HTTP 4xx)
-    │   └── RejectedError            it could be served later (429 or 503, with Retry-After)
-    ├── NoFreeBlocksError        a block pool was asked for more than it has
-    ├── WireError                a frame is malformed, foreign, stale or damaged
-    ├── TransferError            a hand-off of blocks failed
-    └── ClientError              what `pd.Client` raises
-        ├── ConnectError             the server cannot be reached
-        ├── APIStatusError           the server answered with an error status
-        ├── RequestTimeoutError      the server took longer than the timeout
-        └── StreamError              a stream ended before its finish reason
+PDError
+├── ConfigError              a flag or a key of the YAML file is wrong
+├── ModelError               a model directory cannot be used
+│   └── UnsupportedModelError    its architecture is not one we run
+├── RequestError             a request cannot be served as asked (an HTTP 4xx)
+│   └── RejectedError            it could be served later (429 or 503, with Retry-After)
+├── NoFreeBlocksError        a block pool was asked for more than it has
+├── WireError                a frame is malformed, foreign, stale or damaged
+├── TransferError            a hand-off of blocks failed
+└── ClientError              what `pd.Client` raises
+    ├── ConnectError             the server cannot be reached
+    ├── APIStatusError           the server answered with an error status
+    ├── RequestTimeoutError      the server took longer than the timeout
+    └── StreamError              a stream ended before its finish reason
 """
 
 from __future__ import annotations
