@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvstore.arena import KVArena
 from kvstore.blocks import BlockPool
+from kvstore.transport.base import TransportSettings
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
 from pd.mailbox import Mailbox
@@ -19,12 +20,15 @@ from pd.node.compute import ComputeThread
 from pd.node.core import NodeCore, NodeLimits
 from pd.node.runner import NodeRunner
 from pd.policies.order import OrderPolicy
+from pd.sockets import CurveKeys
 from pd.types import Peer, Role
 
 if TYPE_CHECKING:
     from pd.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+_BLOCK_MESSAGE_BYTES = 4 << 20  # blocks that travel in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +133,19 @@ class NodeProcess:
 
     def _make_hub(self, arena: KVArena) -> TransportHub:
         launch, transfer = self.launch, self.launch.config.transfer
+        keys = None if launch.secret is None else CurveKeys.derive(launch.secret, launch.cluster_id)
+        settings = TransportSettings(
+            bind=f"tcp://{launch.config.cluster.bind}:*",
+            keys=keys,
+            verify=transfer.verify,
+            message_bytes=min(_BLOCK_MESSAGE_BYTES, transfer.max_message_bytes),
+        )
         return TransportHub(
             launch.node_id,
             launch.cluster_id,
             arena,
             transports=transfer.transports,
-            bind=f"tcp://{launch.config.cluster.bind}:*",
-            secret=launch.secret,
-            verify=transfer.verify,
-            max_message_bytes=transfer.max_message_bytes,
+            settings=settings,
             on_event=self._mailbox.wake,
         )
 
