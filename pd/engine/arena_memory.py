@@ -27,14 +27,17 @@ def wrap_kv(layout: KVLayout, buffer: object) -> Tensor:
 
     `buffer` is writable and a whole number of blocks long; raises ConfigError otherwise.
     """
-    raw = torch.from_numpy(np.frombuffer(buffer, np.uint8))  # type: ignore[call-overload]
-    num_blocks, rest = divmod(raw.shape[0], layout.block_bytes)
+    array = np.frombuffer(buffer, np.uint8)  # type: ignore[call-overload]
+    if not array.flags.writeable:
+        raise ConfigError("a KV buffer must be writable")
+    num_blocks, rest = divmod(array.nbytes, layout.block_bytes)
     if rest or not num_blocks:
         raise ConfigError(
-            f"a KV buffer of {raw.shape[0]} bytes is no whole number of blocks "
+            f"a KV buffer of {array.nbytes} bytes is no whole number of blocks "
             f"of {layout.block_bytes} bytes"
         )
-    return raw.view(getattr(torch, layout.dtype)).view(num_blocks, *layout.block_shape)
+    raw = torch.from_numpy(array).view(getattr(torch, layout.dtype))
+    return raw.view(num_blocks, *layout.block_shape)
 
 
 def free_gpu_bytes(

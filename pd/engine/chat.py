@@ -77,14 +77,15 @@ class ChatTemplate:
         """
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         template = self._templates.get(name) or next(iter(self._templates.values()))
+        plain = [_plain_text(message) for message in messages]
         try:
             return template.render(
                 **{**self._special_tokens, **variables},
-                messages=[_plain_text(message) for message in messages],
+                messages=plain,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        except Exception as error:  # a template is a program: it may fail in any way
             raise RequestError(
                 f"the model's chat template rejects these messages: {error}", param="messages"
             ) from error

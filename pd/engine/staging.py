@@ -25,26 +25,15 @@ class Staging:
         self._copied: torch.cuda.Event | None = None
 
     def upload(self, arrays: list[np.ndarray]) -> list[Tensor]:
-        """One device tensor per array, same shapes and dtypes."""
+        """One device tensor per array (int32 or int64), same shapes and dtypes."""
         if self._device.type == "cpu":
             return [torch.from_numpy(array) for array in arrays]
-        offsets, total = [], 0
-        for array in arrays:
-            offsets.append(total)
-            total += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        host = self._buffer(total)
-        view = host.numpy()
-        for offset, array in zip(offsets, arrays, strict=True):
-            view[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        host = self._buffer(packed_bytes(arrays))
+        pack(arrays, host)
         device = host.to(self._device, non_blocking=True)
         self._copied = torch.cuda.Event()
         self._copied.record()
-        tensors = []
-        for offset, array in zip(offsets, arrays, strict=True):
-            dtype = torch.int64 if array.dtype == np.int64 else torch.int32
-            part = device[offset : offset + array.nbytes]
-            tensors.append(part.view(dtype).view(array.shape))
-        return tensors
+        return unpack(device, arrays)
 
     def _buffer(self, num_bytes: int) -> Tensor:
         if self._copied is not None:
@@ -52,6 +41,33 @@ class Staging:
         if self._pinned.shape[0] < num_bytes:
             self._pinned = torch.empty(2 * num_bytes, dtype=torch.uint8, pin_memory=True)
         return self._pinned[:num_bytes]
+
+
+def packed_bytes(arrays: list[np.ndarray]) -> int:
+    """How long a buffer `pack` needs."""
+    return sum(_padded(array) for array in arrays)
+
+
+def pack(arrays: list[np.ndarray], host: Tensor) -> None:
+    """Write arrays one after another into uint8 `host`, each on an aligned offset."""
+    view, start = host.numpy(), 0
+    for array in arrays:
+        view[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        start += _padded(array)
+
+
+def unpack(packed: Tensor, like: list[np.ndarray]) -> list[Tensor]:
+    """Views of what `pack` wrote, with the dtypes and shapes of `like`."""
+    tensors, start = [], 0
+    for array in like:
+        dtype = torch.int64 if array.dtype == np.int64 else torch.int32
+        tensors.append(packed[start : start + array.nbytes].view(dtype).view(array.shape))
+        start += _padded(array)
+    return tensors
+
+
+def _padded(array: np.ndarray) -> int:
+    return -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def attention_meta(batch: BatchArrays, staging: Staging) -> tuple[list[Tensor], AttentionMeta]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.engine.batch import BatchArrays, BatchBuilder
+from pd.engine.staging import pack, packed_bytes, unpack
 from pd.types import BatchPlan, PrefillChunk, Request, SamplingParams, Sequence, Work
 
 P = 4
@@ -107,3 +109,18 @@ def test_sequences_move_between_builders() -> None:
     second.build(BatchPlan(decodes=tuple(mine)))
     plan = BatchPlan(decodes=(others[1], mine[2]))
     check(second.build(plan), plan)
+
+
+def test_packing_for_a_device_loses_nothing() -> None:
+    rng = np.random.default_rng(0)
+    shapes: list[tuple[int, ...]] = [(3,), (0,), (5, 7), (1, 0), (1,), (2, 2)]
+    arrays = [
+        rng.integers(-(2**31), 2**31, shape).astype(dtype)
+        for shape in shapes
+        for dtype in (np.int64, np.int32)
+    ]
+    host = torch.zeros(packed_bytes(arrays), dtype=torch.uint8)
+    pack(arrays, host)
+    for tensor, array in zip(unpack(host, arrays), arrays, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert tensor.numpy().dtype == array.dtype

@@ -65,6 +65,8 @@ def test_arena_may_live_in_memory_of_others(llama: Path, shared: Engine) -> None
     assert np.frombuffer(buffer, np.uint8).any()
     with pytest.raises(ConfigError, match="whole number of blocks"):
         engine(llama, kv_buffer=bytearray(size - 4))
+    with pytest.raises(ConfigError, match="writable"):
+        engine(llama, kv_buffer=bytes(size))
 
 
 def test_copies_come_first_and_in_order(shared: Engine) -> None:

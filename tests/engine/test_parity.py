@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pd.engine.engine import Engine
 from pd.types import BatchPlan, PrefillChunk, SamplingParams
+from pd_kernels.meta import AttentionMeta
 from pd_kernels.ops import Ops, select_ops
 from pd_kernels.reference import ReferenceOps
 
@@ -61,8 +63,6 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     prompt = prompts_of(0)[6]
     with torch.inference_mode():
         expected = make_model(name)(torch.tensor([prompt])).logits[0]
-    from pd_kernels.meta import AttentionMeta
-
     count = len(prompt)
     table = [5, 1, 7, 0, 3, 2]
     positions = torch.arange(count)
@@ -72,6 +72,27 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     logits = engine.model.forward(torch.tensor(prompt), positions, engine.kv, slots, meta, rows)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected[rows], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-sliding"])
+def test_triton_kernels_compute_the_same(name: str, tmp_path: Path) -> None:
+    """The decoder over the GPU's kernels: interpreted here, or compiled where there is a GPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not torch.cuda.is_available():
+        pytest.skip("needs TRITON_INTERPRET=1 or a CUDA GPU")
+    triton_ops = pytest.importorskip("pd_kernels.triton_ops")
+    write_model(name, tmp_path)
+    engine = Engine(
+        tmp_path,
+        device="cpu" if interpreted else "cuda",
+        dtype="float32",
+        block_size=16,
+        num_blocks=32,
+        ops=triton_ops.TritonOps(),
+    )
+    prompts = [prompts_of(2)[4], prompts_of(2)[2]]
+    expected = [generate(make_model(name), prompt, 3) for prompt in prompts]
+    assert Driver(engine, max_chunk=16).generate(prompts, 3) == expected
 
 
 def test_bfloat16_storage_is_the_model_with_rounded_weights(tmp_path: Path) -> None:
