@@ -26,6 +26,7 @@ from pd.messages import (
     PrefillDone,
     Renew,
     Reserve,
+    Started,
     Stopped,
 )
 from pd.outbox import Expect, Forget, Outbox
@@ -54,6 +55,8 @@ class Handoff:
     table: list[int] = field(default_factory=list)
     num_cached: int = 0
     first: dict[int, int] | None = None
+    first_at: float = 0.0
+    early_blocks: int = 0  # had arrived when the first tokens came
     dropped: set[int] = field(default_factory=set)
     asked_to_stop: float = 0.0
 
@@ -84,6 +87,7 @@ class DecodePhase:
         root_of: Callable[[Request], bytes],
         outbox: Outbox,
         on_local_room: Callable[[PrefillTask], None],
+        block_bytes: int = 0,
     ) -> None:
         self.node_id = node_id
         self.pool = pool
@@ -98,6 +102,7 @@ class DecodePhase:
         self._root_of = root_of
         self._outbox = outbox
         self._on_local_room = on_local_room
+        self._block_bytes = block_bytes
 
     # -------------------------------------------------------------- asking for room
     def reserve(self, message: Reserve, now: float) -> None:
@@ -173,7 +178,7 @@ class DecodePhase:
         self._outbox.send(handoff.sender, grant)
 
     # -------------------------------------------------------------- what senders say
-    def arrived(self, event: Arrived) -> None:
+    def arrived(self, event: Arrived, now: float) -> None:
         handoff = self.handoffs.get(event.transfer_id)
         if handoff is None or handoff.transfer is None or not handoff.receiving:
             return
@@ -182,14 +187,16 @@ class DecodePhase:
         except TransferError as error:
             self._fail(handoff, str(error))
             return
-        self._start_if_complete(handoff)
+        self._start_if_complete(handoff, now)
 
-    def prefill_done(self, sender: str, message: PrefillDone) -> None:
+    def prefill_done(self, sender: str, message: PrefillDone, now: float) -> None:
         handoff = self._from(sender, message.transfer_id)
-        if handoff is None or handoff.first is not None:
+        if handoff is None or handoff.first is not None or handoff.transfer is None:
             return
         handoff.first = dict(message.tokens)
-        self._start_if_complete(handoff)
+        handoff.first_at = now
+        handoff.early_blocks = len(handoff.transfer.blocks) - handoff.transfer.num_missing
+        self._start_if_complete(handoff, now)
 
     def renew(self, sender: str, message: Renew, now: float) -> None:
         ungranted = set(message.ungranted)
@@ -292,7 +299,7 @@ class DecodePhase:
         return len(events)
 
     # -------------------------------------------------------------- inside
-    def _start_if_complete(self, handoff: Handoff) -> None:
+    def _start_if_complete(self, handoff: Handoff, now: float) -> None:
         transfer = handoff.transfer
         if transfer is None or not handoff.first or transfer.status is not IncomingStatus.COMPLETE:
             return
@@ -304,9 +311,10 @@ class DecodePhase:
             if index not in handoff.dropped:
                 seq = Sequence(handoff.work, index)
                 seq.append(token)
-                seq.num_computed = handoff.work.num_tokens
                 seqs.append(seq)
         self._begin(handoff, seqs)
+        if seqs:
+            self._report(handoff, transfer, now)
 
     def _begin(self, handoff: Handoff, seqs: list[Sequence]) -> None:
         root = self._root_of(handoff.work.request)
@@ -317,6 +325,19 @@ class DecodePhase:
             self.scheduler.start(seq, shared=len(seqs) > 1)
         self._incoming_seqs -= len(handoff.work.indices)
         self._forget(handoff)
+
+    def _report(self, handoff: Handoff, transfer: IncomingTransfer, now: float) -> None:
+        request, work = handoff.work.request, handoff.work
+        report = Started(
+            request.request_id,
+            work.indices,
+            work.attempt,
+            moved_bytes=len(transfer.blocks) * self._block_bytes,
+            early_bytes=handoff.early_blocks * self._block_bytes,
+            cached_tokens=handoff.num_cached * self.pool.block_size,
+            wait_s=now - handoff.first_at,
+        )
+        self._outbox.send(request.gateway, report)
 
     def _fail(self, handoff: Handoff, reason: str) -> None:
         self._interrupt(handoff, reason)

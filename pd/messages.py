@@ -6,7 +6,7 @@
     coordinator -> node          Welcome, Peers, Reserve, StartPrefill, Abort, PeerLost
     decode      -> prefill       Granted, AbortTransfer
     prefill     -> decode        PrefillDone, Renew, Stopped     (and blocks, by kvstore.transport)
-    node        -> gateway       Tokens, Interrupted
+    node        -> gateway       Tokens, Interrupted, Started
 
 A piece of work is named by (request id, output indices, attempt). Whoever ends one
 abnormally sends `Interrupted` to its gateway, which submits a new attempt that continues from
@@ -238,6 +238,24 @@ class Tokens:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The sequences of a work begin to decode: what it took to bring their KV here.
+
+    `moved_bytes` came from the prefill node, `early_bytes` of them before it had finished
+    the prompt; `cached_tokens` were here already. `wait_s` is how long the sequences then
+    waited for the rest. All zero for a prompt prefilled on the node it decodes on.
+    """
+
+    request_id: str
+    indices: tuple[int, ...]
+    attempt: int
+    moved_bytes: int = 0
+    early_bytes: int = 0
+    cached_tokens: int = 0
+    wait_s: float = 0.0
+
+
 # ------------------------------------------------------------------ the hand-off of blocks
 @dataclass(frozen=True, slots=True)
 class Granted:
@@ -287,7 +305,7 @@ Message = (
     NodeHello | GatewayHello | Welcome | Heartbeat | Snapshot | Peers | PeerLost | CellStatus
     | Submit | Admitted | Rejected | Interrupted | Cancel | Finished
     | Reserve | StartPrefill | Abort | Tokens
-    | Granted | PrefillDone | Renew | AbortTransfer | Stopped
+    | Granted | PrefillDone | Renew | AbortTransfer | Stopped | Started
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -297,7 +315,7 @@ KINDS: dict[int, type] = dict(
             NodeHello, GatewayHello, Welcome, Heartbeat, Snapshot, Peers, PeerLost, CellStatus,
             Submit, Admitted, Rejected, Interrupted, Cancel, Finished,
             Reserve, StartPrefill, Abort, Tokens,
-            Granted, PrefillDone, Renew, AbortTransfer, Stopped,
+            Granted, PrefillDone, Renew, AbortTransfer, Stopped, Started,
         ),
         start=1,
     )

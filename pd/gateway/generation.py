@@ -245,6 +245,9 @@ def _metrics_of(running: RunningRequest) -> dict[str, Any]:
         "prefill_node": running.prefill,
         "decode_node": running.decode,
         "attempts": running.record.attempts,
+        "kv_moved_bytes": running.moved_bytes,
+        "kv_early_bytes": running.early_bytes,
+        "handoff_wait_s": running.handoff_wait_s,
         "slo_attained": running.attained(),
     }
 

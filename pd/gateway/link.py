@@ -28,6 +28,7 @@ from pd.messages import (
     Message,
     Peers,
     Rejected,
+    Started,
     Tokens,
     Welcome,
 )  # fmt: skip
@@ -68,6 +69,7 @@ class CellLink:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
+        self._stopped = False
 
     # ------------------------------------------------------------------ for handlers
     @property
@@ -125,6 +127,7 @@ class CellLink:
     async def close(self) -> None:
         self.fail_all(StreamFailedError("the server is shutting down", status=503))
         self._courier.retry()
+        self._stopped = True  # a cancellation can be lost to a message that arrives with it
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -134,7 +137,7 @@ class CellLink:
 
     async def _receive(self) -> None:
         busy_since_s = self.clock()
-        while True:
+        while not self._stopped:
             received = await self._mailbox.recv(1.0)
             if received is None:
                 continue
@@ -171,6 +174,8 @@ class CellLink:
                 self._on_rejected(message)
             case Interrupted():
                 self._on_interrupted(message)
+            case Started():
+                self._on_started(message)
             case CellStatus():
                 self.membership.on_status(message)
             case Peers():
@@ -234,6 +239,14 @@ class CellLink:
         running.answer_by_s = None
         if running.runs(message.indices, message.attempt):
             running.prefill, running.decode = message.prefill, message.decode
+
+    def _on_started(self, message: Started) -> None:
+        self.metrics.started(message)
+        running = self._running.get(message.request_id)
+        if running is not None:
+            running.moved_bytes += message.moved_bytes
+            running.early_bytes += message.early_bytes
+            running.handoff_wait_s += message.wait_s
 
     def _on_interrupted(self, message: Interrupted) -> None:
         running = self._running.get(message.request_id)

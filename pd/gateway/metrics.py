@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pd.gateway.stream import RunningRequest
-from pd.messages import CellStatus
+from pd.messages import CellStatus, Started
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
@@ -60,6 +60,8 @@ class GatewayMetrics(Collector):
         self.e2e = Histogram(_SECONDS)
         self.prompt_tokens = Histogram(_TOKENS)
         self.output_tokens = Histogram(_TOKENS)
+        self.handoff_wait = Histogram(_SECONDS)
+        self.moved_bytes = 0
         self.interruptions = 0
         self.generated = 0
         self.outcomes: Counter[str] = Counter()
@@ -98,6 +100,12 @@ class GatewayMetrics(Collector):
             self.slo_attained += attained
             self.slo_missed += not attained
 
+    def started(self, message: Started) -> None:
+        """The sequences of a work begin to decode."""
+        self.moved_bytes += message.moved_bytes
+        if message.moved_bytes:
+            self.handoff_wait.observe(message.wait_s)
+
     def render(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
@@ -109,6 +117,12 @@ class GatewayMetrics(Collector):
         yield self.e2e.family("pd_e2e_seconds", "Arrival to end of finished requests")
         yield self.prompt_tokens.family("pd_request_prompt_tokens", "Of finished requests")
         yield self.output_tokens.family("pd_request_output_tokens", "Of finished requests")
+        yield self.handoff_wait.family(
+            "pd_handoff_wait_seconds", "First token to decode start: what hides no transfer"
+        )
+        yield CounterMetricFamily(
+            "pd_kv_moved_bytes", "KV blocks moved for requests", value=self.moved_bytes
+        )
         running = self._running()
         live = sum(each.record.num_output for each in running)
         yield CounterMetricFamily(

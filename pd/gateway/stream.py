@@ -50,6 +50,7 @@ class RunningRequest:
     __slots__ = (
         "record", "stream", "number", "arrival_s", "progress_s", "gap_since_s", "clocks",
         "answer_by_s", "prefill", "decode", "interruptions", "outcome", "end_s",
+        "moved_bytes", "early_bytes", "handoff_wait_s",
     )  # fmt: skip
 
     def __init__(self, request: Request, stream: TokenStream, number: int, now: float) -> None:
@@ -64,6 +65,10 @@ class RunningRequest:
         self.prefill = ""
         self.decode = ""
         self.interruptions = 0
+        # Of all attempts together; see `Started`.
+        self.moved_bytes = 0
+        self.early_bytes = 0
+        self.handoff_wait_s = 0.0
         self.outcome: Outcome | None = None  # set where it does not follow from the record
         self.end_s = 0.0
 

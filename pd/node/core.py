@@ -73,11 +73,10 @@ class NodeCore:
         self.limits = limits
         self.outbox = Outbox(node_id)
         self._layout = layout_fingerprint
-        self._block_bytes = block_bytes
         self._roots: dict[str, bytes] = {}
         self.decode = DecodePhase(
             node_id, pool, limits.order, limits.max_num_seqs, limits.watermark, limits.lease_s,
-            self._root_of, self.outbox, on_local_room=self._local_room,
+            self._root_of, self.outbox, on_local_room=self._local_room, block_bytes=block_bytes,
         )  # fmt: skip
         self.prefill = PrefillPhase(
             node_id, pool, limits.order, limits.max_num_seqs, self._root_of, self.outbox,
@@ -110,7 +109,7 @@ class NodeCore:
         elif isinstance(message, Granted):
             self.prefill.granted(sender, message)
         elif isinstance(message, PrefillDone):
-            self.decode.prefill_done(sender, message)
+            self.decode.prefill_done(sender, message, now)
         elif isinstance(message, Abort):
             self.prefill.abort(message)
             self.decode.abort(message)
@@ -135,7 +134,7 @@ class NodeCore:
                 self._transferred_bytes += event.num_bytes
             self.prefill.pushed(event)
         elif isinstance(event, Arrived):
-            self.decode.arrived(event)
+            self.decode.arrived(event, now)
         self.decode.grant(now)
 
     def tick(self, now: float) -> None:

@@ -162,7 +162,10 @@ class NodeProcess:
         pool = BlockPool(
             engine.num_blocks, engine.block_size, prefix_cache=config.cache.prefix_cache
         )
-        return NodeCore(launch.node_id, launch.role, pool, limits, engine.layout.fingerprint)
+        layout = engine.layout
+        return NodeCore(
+            launch.node_id, launch.role, pool, limits, layout.fingerprint, layout.block_bytes
+        )
 
     def _hello(self, engine: Engine, hub: TransportHub) -> NodeHello:
         return NodeHello(
