@@ -33,6 +33,12 @@ def shared_memory_bytes(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", 99 * 1024)
 
 
+@functools.cache
+def has_warpgroup_matrix_units(device: torch.device) -> bool:
+    """Hopper and later take matrix operands from shared memory; before, they fill registers."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def wide_dots(dtype: torch.dtype) -> bool:
     """Whether dot operands of this dtype are brought to fp32 first."""
     return INTERPRET or dtype == torch.float32

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from pd_kernels.triton_common import INTERPRET, shared_memory_bytes
+from pd_kernels.triton_common import INTERPRET, has_warpgroup_matrix_units, shared_memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,14 @@ def prefill_tile(
         # Exact fp32 dots run outside the matrix units and hold their operands in registers:
         # larger tiles spill.
         return _fit(Tile(max(least, 16), 16, 4, 2), device, head_dim, 4)
-    if few:
-        tile = Tile(max(least, 64), 64, 4 if head_dim <= 128 else 8, 3)
+    hopper = has_warpgroup_matrix_units(device)
+    if head_dim > 128:
+        rows, keys, warps = (128, 32, 8) if hopper and not few else (64, 64, 8)
+    elif few:
+        rows, keys, warps = 64, 64 if hopper else 32, 4
     else:
-        tile = Tile(max(least, 128), 64 if head_dim <= 128 else 32, 8, 3)
+        rows, keys, warps = 128, 64, 8
+    tile = Tile(max(least, rows), keys, warps, 3)
     return _fit(tile, device, head_dim, 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -67,39 +66,47 @@ def _error(actual: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def _cases(context: Context, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], list[Pair]]]]:
-    small = context.quick or not context.cuda
+    """Every shape makes compiled variants of its own, so each is worth its second."""
     for shape in [(1, 576), (7, 2048), (300, 4096), (33, 5000), (4000, 128), (3, 16384)]:
         yield f"rms_norm {shape}", lambda shape=shape: _norm(context, dtype, *shape)
     for shape in [(1, 3072), (300, 2 * 1536), (129, 28672), (5, 2 * 777)]:
         yield f"silu_mul {shape}", lambda shape=shape: _silu(context, dtype, *shape)
-    for heads in HEADS:
-        for rotated in {heads[2], heads[2] // 2}:
+    heads_tried = HEADS[:3] if context.quick or not context.cuda else HEADS
+    block_sizes = (16,) if context.quick or not context.cuda else (1, 6, 32, 64)
+    for heads in heads_tried:
+        for rotated in (heads[2], heads[2] // 2) if heads is HEADS[0] else (heads[2],):
             yield (
                 f"rotary {heads} R={rotated}",
                 lambda heads=heads, rotated=rotated: _rotary(context, dtype, *heads, rotated),
             )
-    for heads, block_size in itertools.product(HEADS, (16,) if small else (1, 16, 64)):
-        yield (
-            f"cache {heads} P={block_size}",
-            lambda heads=heads, block_size=block_size: _cache(context, dtype, *heads, block_size),
-        )
-    long = 300 if not context.cuda else 3000
-    batches = [
+        for block_size in (16, *block_sizes) if heads is HEADS[1] else (16,):
+            yield (
+                f"cache {heads} P={block_size}",
+                lambda heads=heads, size=block_size: _cache(context, dtype, *heads, size),
+            )
+    variants = [(heads, 16, None) for heads in heads_tried]
+    variants += [(HEADS[1], size, None) for size in block_sizes if size != 16]
+    variants += [(heads, 16, 100) for heads in heads_tried[:3]]
+    for heads, size, window in variants:
+        for index, batch in enumerate(_batches(300 if not context.cuda else 3000)):
+            yield (
+                f"attention {heads} P={size} W={window} batch {index}",
+                lambda heads=heads, size=size, window=window, batch=batch: _attention(
+                    context, dtype, heads, size, window, batch
+                ),
+            )
+
+
+def _batches(long: int) -> list[tuple[list[int], list[int], int]]:
+    """(query lens, contexts, number of prefills): one token; chunks; decodes; both."""
+    return [
         ([1], [1], 1),
         ([130, 17, 1], [130, long, 40], 3),
+        ([long], [long], 1),
         ([1] * 6, [1, 16, 17, 0, 255, long], 0),
+        ([1] * 2, [long, 100], 0),
         ([77, 5, 1, 1, 1], [77, long, long - 1, 3, 200], 2),
     ]
-    shapes = HEADS[:3] if not context.cuda else HEADS
-    for heads, block_size, window, index in itertools.product(
-        shapes, (16,) if small else (1, 16, 32, 64), (None, 100), range(len(batches))
-    ):
-        yield (
-            f"attention {heads} P={block_size} W={window} batch {index}",
-            lambda heads=heads, block_size=block_size, window=window, index=index: _attention(
-                context, dtype, heads, block_size, window, batches[index]
-            ),
-        )
 
 
 def _randn(context: Context, dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -47,6 +47,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def parity(context: Context) -> Numbers:
     """Every model in float32 and the served dtype; fails on a divergence that no tie excuses."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     dtypes = ["float32", "bfloat16"] if context.cuda else ["float32"]
     rows: list[Numbers] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -150,13 +154,17 @@ def _generate_reference(
     ours: list[list[int]],
 ) -> tuple[list[list[int]], list[Numbers]]:  # fmt: skip
     """transformers' greedy tokens, and the first place where ours differ for each prompt."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, __version__
+
+    # The argument was renamed; the old name warns, and the new one did not exist.
+    version = tuple(int(part) for part in __version__.split(".")[:2])
+    argument = "dtype" if version >= (4, 56) else "torch_dtype"
 
     def load(name: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_pretrained(
-                str(directory), torch_dtype=getattr(torch, name), attn_implementation="eager"
+                str(directory), attn_implementation="eager", **{argument: getattr(torch, name)}
             )
         return model.to(context.device).eval()
 

@@ -18,7 +18,8 @@ def tune(context: Context) -> Numbers:
     from pd_kernels.triton_tune import tune_attention
 
     results = []
-    for model, (heads, kv_heads, head_dim) in SHAPES.items():
+    shapes = list(SHAPES.items())[: 1 if context.quick else None]
+    for model, (heads, kv_heads, head_dim) in shapes:
         for tuning in tune_attention(
             context.device,
             context.fast_dtype,
@@ -39,6 +40,9 @@ def tune(context: Context) -> Numbers:
                 {
                     "model": model,
                     "phase": tuning.key.phase,
+                    "dtype": str(tuning.key.dtype).removeprefix("torch."),
+                    "head_dim": tuning.key.head_dim,
+                    "group": tuning.key.group,
                     "default": asdict(tuning.default),
                     "seconds": [{**asdict(tile), "s": s} for tile, s in tuning.seconds],
                     "refused": [{**asdict(tile), "why": why} for tile, why in tuning.refused],
@@ -46,6 +50,21 @@ def tune(context: Context) -> Numbers:
             )
         torch.cuda.empty_cache()
     return {"ok": True, "tiles": results, "splits": _splits(context)}
+
+
+def use_tuned(context: Context, stage: Numbers) -> None:
+    """Use in this process the tiles that an earlier process's tune stage found."""
+    tiles = stage.get("tiles", [])
+    if not context.cuda or not tiles:
+        return
+    from pd_kernels.triton_tiles import Tile, TileKey, set_tuned_tile
+
+    for found in tiles:
+        key = TileKey(
+            found["phase"], getattr(torch, found["dtype"]), found["head_dim"], found["group"]
+        )
+        best = {name: size for name, size in found["seconds"][0].items() if name != "s"}
+        set_tuned_tile(context.device, key, Tile(**best))
 
 
 def _splits(context: Context) -> list[Numbers]:
