@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
 
 from pd_kernels.meta import AttentionMeta
 from pd_kernels.triton_attention_decode import decode_attention
@@ -146,8 +145,10 @@ def _sweep(
     for tile in dict.fromkeys((default, *tiles)):
         try:
             seconds.append((tile, measure(lambda tile=tile: run(tile))))
-        except OutOfResources as error:
-            refused.append((tile, str(error)))
+        except Exception as error:  # too large for the device or the compiler: not a candidate
+            refused.append((tile, repr(error)))
+    if not seconds:
+        raise RuntimeError(f"no tile runs for {key}: {refused[0][1]}")
     seconds.sort(key=lambda pair: pair[1])
     tuning = Tuning(key, default, tuple(seconds), tuple(refused))
     set_tuned_tile(device, key, tuning.best)

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _points(context: Context) -> tuple[list[int], list[tuple[int, int]]]:
 
 def _measure(context: Context, name: str, directory: Path, load_format: Any) -> list[Numbers]:
     prompts, decodes = _points(context)
-    longest = max(*prompts, *(length for _, length in decodes)) + 16
+    longest = max(*prompts, *(length + 1 for _, length in decodes))
     start = time.perf_counter()
     options: dict[str, Any] = {"num_blocks": 64} if not context.cuda else {}
     engine = Engine(
@@ -144,6 +145,8 @@ def _prefill(context: Context, name: str, engine: Engine, num_tokens: int) -> Nu
         "tokens_per_s": num_tokens / seconds, "tflops": flops / seconds / 1e12,
         "floor_s": floor, "of_floor": floor / seconds,
     }  # fmt: skip
+    if context.cuda and num_tokens == 2048:
+        row["kernels"] = _profile(lambda: engine.execute(plan))
     show(f"{name} prefill {num_tokens}", ms=seconds * 1e3, tokens_per_s=row["tokens_per_s"],
          of_gemm=row["of_floor"])  # fmt: skip
     return row
@@ -175,10 +178,27 @@ def _decode(context: Context, name: str, engine: Engine, batch: int, length: int
         "of_floor": floor / step_s,
         "forward_of_floor": None if forward_s is None else floor / forward_s,
     }  # fmt: skip
+    if context.cuda and (batch, length) == (32, 2048):
+        row["kernels"] = _profile(lambda: engine.execute(plan))
     show(f"{name} decode B={batch} ctx={length}", step_ms=step_s * 1e3,
          forward_ms=None if forward_s is None else forward_s * 1e3, floor_ms=floor * 1e3,
          of_floor=row["of_floor"])  # fmt: skip
     return row
+
+
+def _profile(run: Callable[[], object]) -> list[Numbers]:
+    """Device time of each kernel in one call, longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    rows = [
+        {"kernel": event.key[:80], "calls": event.count, "us": event.self_device_time_total}
+        for event in events[:12]
+    ]
+    for row in rows[:6]:
+        show(f"  {row['kernel'][:40]}", calls=row["calls"], us=row["us"])
+    return rows
 
 
 def _graph_forward_s(context: Context, engine: Engine, sequences: list[Sequence]) -> float:
