@@ -60,13 +60,15 @@ class GatewayActor:
     def stop(self) -> None:
         """Let running requests end for a while, then end the rest with an error event."""
         server = self._started.result()
-        asyncio.run_coroutine_threadsafe(server.shutdown(), self._loop).result(timeout=60)
+        asyncio.run_coroutine_threadsafe(server.shutdown(), self._loop).result(
+            timeout=server.options.drain_s + 30
+        )
         self._ended.wait(timeout=10)
 
     def _run(self, launch: GatewayLaunch) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._serve(launch))
+            self._loop.run_until_complete(_serve(launch, self._started))
         except BaseException as error:
             if not self._started.done():
                 self._started.set_exception(error)
@@ -76,18 +78,21 @@ class GatewayActor:
         finally:
             self._ended.set()
 
-    async def _serve(self, launch: GatewayLaunch) -> None:
-        config = launch.config
-        mailbox = AsyncMailbox(
-            launch.gateway_id,
-            launch.cluster_id,
-            bind=f"tcp://{config.cluster.bind}:*",
-            secret=launch.secret,
-            max_message_bytes=config.transfer.max_message_bytes,
-        )
-        server = GatewayServer(gateway_options(launch), mailbox, launch.coordinator)
-        self._started.set_result(server)
-        await server.serve()
+
+# Not a method: one coroutine in an actor's class, and Ray runs all its methods in one event loop,
+# where `watch` would keep `stop` from ever being called.
+async def _serve(launch: GatewayLaunch, started: Future[GatewayServer]) -> None:
+    config = launch.config
+    mailbox = AsyncMailbox(
+        launch.gateway_id,
+        launch.cluster_id,
+        bind=f"tcp://{config.cluster.bind}:*",
+        secret=launch.secret,
+        max_message_bytes=config.transfer.max_message_bytes,
+    )
+    server = GatewayServer(gateway_options(launch), mailbox, launch.coordinator)
+    started.set_result(server)
+    await server.serve()
 
 
 def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
@@ -106,8 +111,10 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
             max_output_tokens=gateway.max_output_tokens,
             max_prompts=gateway.max_prompts,
             max_n=gateway.max_n,
+            max_sequences=gateway.max_sequences,
             max_stops=gateway.max_stops,
             max_logprobs=gateway.max_logprobs,
         ),
         link=LinkOptions(heartbeat_s=config.cluster.heartbeat_s, max_streams=gateway.max_streams),
+        drain_s=gateway.drain_s,
     )

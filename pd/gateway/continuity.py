@@ -20,6 +20,8 @@ from pd.types import Work
 
 log = logging.getLogger(__name__)
 
+_MAX_BACKOFF_S = 2.0
+
 
 @dataclass(frozen=True)
 class LinkOptions:
@@ -31,6 +33,7 @@ class LinkOptions:
     coordinator_timeout_s: float = 30.0  # a silent coordinator and a stream without progress
     stall_timeout_s: float = 300.0  # a stream without progress, whatever the reason
     gap_timeout_s: float = 5.0  # a token that is missing while later ones have arrived
+    backoff_s: float = 0.05  # doubled with every attempt that made no progress
     watch_s: float = 1.0  # between two looks for all of these
     max_streams: int = 4096
     max_backlog: int = 8192  # tokens a stream keeps for a client that does not read
@@ -85,6 +88,7 @@ class Continuity:
         works = running.record.on_interrupted(indices, attempt, reason)
         if running.record.error is not None:
             running.stream.fail(StreamFailedError(running.record.error))
+            self._retire(running)
             return
         if works:
             log.info("%s continues in attempt %d: %s", running.id, attempt + 1, reason)
@@ -92,7 +96,8 @@ class Continuity:
             self._metrics.interruptions += 1
             sequences = running.record.sequences
             fruitless = max(sequences[i].fruitless for work in works for i in work.indices)
-            self._resubmit(running, works, min(2.0, 0.05 * 2**fruitless) if fruitless > 1 else 0.0)
+            delay_s = self._options.backoff_s * 2**fruitless if fruitless > 1 else 0.0
+            self._resubmit(running, works, min(_MAX_BACKOFF_S, delay_s))
         self._retire(running)
 
     def resume_all(self, running: RunningRequest, reason: str) -> None:

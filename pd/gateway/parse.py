@@ -65,7 +65,7 @@ def _invalid(message: str, body: type[msgspec.Struct]) -> RequestError:
 
 def _unknown_field(field: str, at: str, body: type[msgspec.Struct]) -> RequestError:
     owner = _NESTED.get(re.split(r"[.\[]", at)[0], body) if at else body
-    near = difflib.get_close_matches(field, owner.__struct_fields__, n=1)
+    near = difflib.get_close_matches(field, owner.__struct_fields__, n=1, cutoff=0.5)
     shown = field if len(field) <= 64 else field[:61] + "..."
     param = f"{at}.{shown}" if at else shown
     hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from pd.gateway.server import GatewayOptions, GatewayServer
 from pd.messages import COORDINATOR
 from pd.types import Peer
 
-QUICK = LinkOptions(heartbeat_s=0.05, watch_s=0.05, gap_timeout_s=0.2)
+QUICK = LinkOptions(heartbeat_s=0.05, watch_s=0.05, gap_timeout_s=0.2, backoff_s=0.001)
 LIMITS = Limits()
 NAME = "tiny"
 
@@ -32,6 +33,7 @@ class Front:
     cell: FakeCell
     loop: asyncio.AbstractEventLoop
     http: httpx.Client
+    stopping: Future[None] | None = None
 
     @property
     def url(self) -> str:
@@ -52,8 +54,11 @@ class Front:
         lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
-    def stop(self, timeout_s: float = 10.0) -> None:
-        asyncio.run_coroutine_threadsafe(self.server.shutdown(), self.loop).result(timeout_s)
+    def stop(self) -> Future[None]:
+        """Begin to shut down; the result comes when every stream has been told."""
+        if self.stopping is None:
+            self.stopping = asyncio.run_coroutine_threadsafe(self.server.shutdown(), self.loop)
+        return self.stopping
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
@@ -110,7 +115,7 @@ def serving(
         finally:
             http.close()
             if thread.is_alive():
-                front.stop()
+                front.stop().result(15)
             thread.join(15)
             assert not thread.is_alive(), "the server did not stop"
             assert not failure, failure
