@@ -48,13 +48,12 @@ def _split_of(context, split_length, N: tl.constexpr, W: tl.constexpr):
 # Integers that change from step to step, and pointers that are read by the scalar, must not make
 # a compiled variant each: compiling in the middle of traffic stalls every stream.
 @triton.jit(
-    do_not_specialize=["first_sequence", "split_length", "stride_table"],
+    do_not_specialize=["layer", "first_sequence", "split_length", "stride_table"],
     do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lens_ptr"],
 )
 def _decode_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    kv_ptr,
     out_ptr,
     part_ptr,
     part_max_ptr,
@@ -62,6 +61,7 @@ def _decode_kernel(
     block_tables_ptr,
     query_starts_ptr,
     context_lens_ptr,
+    layer,
     first_sequence,
     split_length,
     stride_table,
@@ -69,6 +69,8 @@ def _decode_kernel(
     STRIDE_Q: tl.constexpr,
     STRIDE_Q_HEAD: tl.constexpr,
     STRIDE_BLOCK: tl.constexpr,
+    STRIDE_LAYER: tl.constexpr,
+    STRIDE_VALUE: tl.constexpr,
     STRIDE_HEAD: tl.constexpr,
     STRIDE_TOKEN: tl.constexpr,
     H: tl.constexpr,
@@ -93,9 +95,8 @@ def _decode_kernel(
     first_key, _, length = _split_of(context, split_length, N, W)
     start = first_key + split * length
     # The first split of a padding row (context 0) goes on, to write zeros.
-    if split > 0:
-        if start >= context:
-            return
+    if (split > 0) & (start >= context):
+        return
     end = tl.minimum(start + length, context)
 
     rows = tl.arange(0, M)
@@ -111,10 +112,11 @@ def _decode_kernel(
     if WIDE:
         q = q.to(tl.float32)
     position = context - 1
+    head_ptr = kv_ptr + layer.to(tl.int64) * STRIDE_LAYER + kv_head * STRIDE_HEAD
     acc, row_sum, row_max = attend(
         q,
-        k_ptr + kv_head * STRIDE_HEAD,
-        v_ptr + kv_head * STRIDE_HEAD,
+        head_ptr,
+        head_ptr + STRIDE_VALUE,
         block_tables_ptr + sequence.to(tl.int64) * stride_table,
         tl.full([M], 0, dtype=tl.int32) + position, position, position, context, start, end,
         qk_scale, STRIDE_BLOCK, STRIDE_TOKEN, P, D, D_PAD, M, N, W, WIDE,
@@ -230,7 +232,6 @@ def decode_attention(
         meta.num_decode, num_kv_heads, reach, num_multiprocessors(q.device)
     )
     num_splits = max(1, triton.cdiv(reach, split))
-    keys, values = kv[:, layer, 0], kv[:, layer, 1]
     part = part_max = part_sum = out
     if num_splits > 1:
         cells = (meta.num_decode, num_heads, num_splits)
@@ -240,8 +241,7 @@ def decode_attention(
     padded = max(16, triton.next_power_of_2(head_dim))
     _decode_kernel[(meta.num_decode * num_kv_heads, num_splits)](
         q,
-        keys,
-        values,
+        kv,
         out,
         part,
         part_max,
@@ -249,6 +249,7 @@ def decode_attention(
         meta.block_tables,
         meta.query_starts,
         meta.context_lens,
+        layer,
         meta.num_prefill,
         split,
         meta.block_tables.stride(0),
@@ -256,6 +257,8 @@ def decode_attention(
         STRIDE_Q=q.stride(0),
         STRIDE_Q_HEAD=q.stride(1),
         STRIDE_BLOCK=kv.stride(0),
+        STRIDE_LAYER=kv.stride(1),
+        STRIDE_VALUE=kv.stride(2),
         STRIDE_HEAD=kv.stride(3),
         STRIDE_TOKEN=kv.stride(4),
         H=num_heads,

@@ -24,17 +24,17 @@ from pd_kernels.triton_tiles import Tile, prefill_tile
 
 
 @triton.jit(
-    do_not_specialize=["num_sequences", "num_tiles", "stride_table"],
+    do_not_specialize=["layer", "num_sequences", "num_tiles", "stride_table"],
     do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lens_ptr"],
 )
 def _prefill_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    kv_ptr,
     out_ptr,
     block_tables_ptr,
     query_starts_ptr,
     context_lens_ptr,
+    layer,
     num_sequences,
     num_tiles,
     qk_scale,
@@ -42,6 +42,8 @@ def _prefill_kernel(
     STRIDE_Q: tl.constexpr,
     STRIDE_Q_HEAD: tl.constexpr,
     STRIDE_BLOCK: tl.constexpr,
+    STRIDE_LAYER: tl.constexpr,
+    STRIDE_VALUE: tl.constexpr,
     STRIDE_HEAD: tl.constexpr,
     STRIDE_TOKEN: tl.constexpr,
     H: tl.constexpr,
@@ -97,10 +99,11 @@ def _prefill_kernel(
     start = 0
     if W > 0:
         start = tl.maximum(min_pos - W + 1, 0) // N * N
+    head_ptr = kv_ptr + layer.to(tl.int64) * STRIDE_LAYER + kv_head * STRIDE_HEAD
     acc, row_sum, _ = attend(
         q,
-        k_ptr + kv_head * STRIDE_HEAD,
-        v_ptr + kv_head * STRIDE_HEAD,
+        head_ptr,
+        head_ptr + STRIDE_VALUE,
         block_tables_ptr + sequence.to(tl.int64) * stride_table,
         q_pos, min_pos, max_pos, context, start, max_pos + 1, qk_scale,
         STRIDE_BLOCK, STRIDE_TOKEN, P, D, D_PAD, M, N, W, WIDE,
@@ -135,15 +138,14 @@ def prefill_attention(
         few = programs_of_64 < 2 * num_multiprocessors(q.device)
         tile = prefill_tile(q.device, q.dtype, head_dim, group, few)
     num_tiles = num_tokens // (tile.rows // group) + meta.num_prefill
-    keys, values = kv[:, layer, 0], kv[:, layer, 1]
     _prefill_kernel[(num_tiles * num_kv_heads,)](
         q,
-        keys,
-        values,
+        kv,
         out,
         meta.block_tables,
         meta.query_starts,
         meta.context_lens,
+        layer,
         meta.num_prefill,
         num_tiles,
         scale * math.log2(math.e),
@@ -151,6 +153,8 @@ def prefill_attention(
         STRIDE_Q=q.stride(0),
         STRIDE_Q_HEAD=q.stride(1),
         STRIDE_BLOCK=kv.stride(0),
+        STRIDE_LAYER=kv.stride(1),
+        STRIDE_VALUE=kv.stride(2),
         STRIDE_HEAD=kv.stride(3),
         STRIDE_TOKEN=kv.stride(4),
         H=num_heads,
