@@ -21,6 +21,17 @@ HEADERS = [
 
 _encode = msgspec.json.Encoder().encode
 
+# Line ends to some, though not to SSE: clients that split text into lines must not find one.
+_LINE_ENDS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in "\x85\u2028\u2029"}
+
+
+def _text(text: str) -> bytes:
+    encoded = _encode(text)
+    if not text.isascii():
+        for raw, escaped in _LINE_ENDS.items():
+            encoded = encoded.replace(raw, escaped)
+    return encoded
+
 
 class ChunkFormat:
     """The chunks of one response: OpenAI's `text_completion` or `chat.completion.chunk`."""
@@ -52,7 +63,7 @@ class ChunkFormat:
 
     def token(self, choice: int, text: str) -> bytes:
         """The usual chunk: one token's text and nothing else."""
-        return self._prefixes[choice] + _encode(text) + self._plain
+        return self._prefixes[choice] + _text(text) + self._plain
 
     def chunk(
         self,
@@ -68,7 +79,7 @@ class ChunkFormat:
         if self._chat and finish is not None and not text:
             start = self._head + b'{"index":%d,"delta":{}' % choice
         else:
-            start = self._prefixes[choice] + _encode(text) + self._close_text
+            start = self._prefixes[choice] + _text(text) + self._close_text
         ids = b"" if token_ids is None else b',"token_ids":' + _encode(token_ids)
         end = self._end if usage is None else b',"usage":' + _encode(usage) + b"}\n\n"
         return (
