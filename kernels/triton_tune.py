@@ -6,6 +6,7 @@ in pd_kernels.triton_tiles are what such measurements found on devices known so 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -96,14 +97,19 @@ def tune_attention(
     """
     group = heads // kv_heads
     least = triton.next_power_of_2(group)
-    shape = {
-        "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "block_size": block_size,
-        "dtype": dtype, "device": device,
-    }  # fmt: skip
+    batch = functools.partial(
+        uniform_batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        dtype=dtype,
+        device=device,
+    )
     scale = head_dim**-0.5
     results = []
     for phase, query_len, context in (("prefill", 4096, 4096), ("prefill-few", 256, 4096)):
-        q, kv, meta = uniform_batch(1, query_len, context, **shape, decode=False)
+        q, kv, meta = batch(1, query_len, context, decode=False)
         out = torch.empty_like(q)
         tiles = [Tile(max(least, rows), *rest) for rows, *rest in _PREFILL]
         results.append(
@@ -112,13 +118,11 @@ def tune_attention(
                 TileKey(phase, dtype, head_dim, group),
                 prefill_tile(device, dtype, head_dim, group, phase == "prefill-few"),
                 tiles,
-                lambda tile, q=q, kv=kv, meta=meta, out=out: prefill_attention(
-                    q, kv, 0, meta, scale, None, out, tile
-                ),
+                functools.partial(prefill_attention, q, kv, 0, meta, scale, None, out),
                 measure,
             )
         )
-    q, kv, meta = uniform_batch(64, 1, 2048, **shape, decode=True)
+    q, kv, meta = batch(64, 1, 2048, decode=True)
     out = torch.empty_like(q)
     results.append(
         _sweep(
@@ -126,7 +130,7 @@ def tune_attention(
             TileKey("decode", dtype, head_dim, group),
             decode_tile(device, dtype, head_dim, group),
             [Tile(max(16, least), *rest) for rest in _DECODE],
-            lambda tile: decode_attention(q, kv, 0, meta, scale, None, out, tile),
+            functools.partial(decode_attention, q, kv, 0, meta, scale, None, out),
             measure,
         )
     )
@@ -144,7 +148,7 @@ def _sweep(
     seconds, refused = [], []
     for tile in dict.fromkeys((default, *tiles)):
         try:
-            seconds.append((tile, measure(lambda tile=tile: run(tile))))
+            seconds.append((tile, measure(functools.partial(run, tile))))
         except Exception as error:  # too large for the device or the compiler: not a candidate
             refused.append((tile, repr(error)))
     if not seconds:
