@@ -1,0 +1,94 @@
+"""A simulated gateway: real request records, and what it tells the coordinator about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cell.network import Address
+from pd.gateway.record import RequestRecord
+from pd.messages import Cancel, CellStatus, Finished, Interrupted, Peers, Rejected, Submit, Tokens
+from pd.types import FinishReason, Request
+
+TOKEN_WAIT_S = 1.0  # a token that others overtook by this much was lost
+
+
+class SimGateway:
+    """One gateway process. `send` posts a message to the coordinator."""
+
+    def __init__(self, address: Address, send: Callable[[Any], None]) -> None:
+        self.address = address
+        self.peers: dict[str, int] = {}
+        self.records: dict[str, RequestRecord] = {}
+        self.rejected: dict[str, Rejected] = {}
+        self.cancelled: set[str] = set()
+        self.stopped: set[tuple[str, int]] = set()  # outputs that it ended itself
+        self.interruptions = 0
+        self.status: CellStatus | None = None
+        self._send = send
+        self._gaps: dict[tuple[str, int, int, int], float] = {}
+
+    def submit(self, request: Request) -> None:
+        record = self.records[request.request_id] = RequestRecord(request)
+        self._send(Submit(record.start()))
+
+    def cancel(self, request_id: str) -> None:
+        """The client went away."""
+        running = self.records[request_id].cancel()
+        self.cancelled.add(request_id)
+        if running:
+            self._send(Cancel(request_id, running))
+
+    def stop(self, request_id: str, index: int, reason: FinishReason = "stop") -> None:
+        """End one output, as for a stop string found in its text."""
+        if self.records[request_id].end(index, reason):
+            self.stopped.add((request_id, index))
+            self._send(Cancel(request_id, (index,)))
+
+    def on_message(self, message: Any) -> None:
+        if isinstance(message, Tokens):
+            self._on_tokens(message)
+        elif isinstance(message, Interrupted):
+            record = self.records.get(message.request_id)
+            if record is None:
+                return
+            indices = message.indices
+            if message.unstarted_only:
+                indices = record.unstarted(indices)
+            self._resume(record, indices, message.attempt, message.reason)
+        elif isinstance(message, Rejected):
+            record = self.records.get(message.request_id)
+            if record is not None:
+                self.rejected[message.request_id] = message
+                record.fail(message.indices, message.message)
+        elif isinstance(message, Peers):
+            self.peers = {peer.id: peer.epoch for peer in message.peers}
+        elif isinstance(message, CellStatus):
+            self.status = message
+
+    def heal_gaps(self, now: float) -> None:
+        """Submit again what waits for a token that was lost on its way."""
+        for request_id, record in self.records.items():
+            for index in record.gaps:
+                seq = record.sequences[index]
+                where = (request_id, index, seq.attempt, len(seq.tokens))
+                if now - self._gaps.setdefault(where, now) > TOKEN_WAIT_S:
+                    self._resume(record, (index,), seq.attempt, "a token was lost")
+
+    def _on_tokens(self, message: Tokens) -> None:
+        for event in message.rows():
+            record = self.records.get(event.request_id)
+            if record is None:  # of the gateway that was here before
+                continue
+            before = record.unfinished
+            record.on_token(event)
+            ended = tuple(set(before) - set(record.unfinished))
+            if ended:
+                self._send(Finished(event.request_id, ended))
+
+    def _resume(
+        self, record: RequestRecord, indices: tuple[int, ...], attempt: int, reason: str
+    ) -> None:
+        for work in record.on_interrupted(indices, attempt, reason):
+            self.interruptions += 1
+            self._send(Submit(work))

@@ -1,0 +1,160 @@
+"""Requests, and random runs of a whole cell: everything in them follows from one seed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from cell.cell import Cell, Faults
+from cell.checks import check_done
+from pd.node.core import NodeLimits
+from pd.policies.order import OrderPolicy
+from pd.types import Request, Role, SamplingParams
+
+TOPOLOGIES: dict[str, dict[str, Role]] = {
+    "p+d": {"p0": "prefill", "d0": "decode"},
+    "2p+2d": {"p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode"},
+    "m": {"m0": "mixed"},
+    "2m": {"m0": "mixed", "m1": "mixed"},
+    "p+d+m": {"p0": "prefill", "d0": "decode", "m0": "mixed"},
+}
+# A prompt that others share the beginning of, so that prefix caches have something to find.
+SHARED_PREFIX = tuple(range(500, 512))
+
+
+def make_request(
+    request_id: str,
+    prompt: tuple[int, ...] = (1, 2, 3, 4, 5),
+    *,
+    max_tokens: int = 8,
+    n: int = 1,
+    seed: int = 0,
+    priority: int = 0,
+    eos: tuple[int, ...] = (),
+    arrival_s: float = 0.0,
+    gateway: str = "gateway",
+) -> Request:
+    params = SamplingParams(n=n, max_tokens=max_tokens, seed=seed)
+    return Request(request_id, gateway, prompt, params, eos, arrival_s=arrival_s, priority=priority)
+
+
+def random_request(rng: random.Random, request_id: str, cell: Cell) -> Request:
+    """A request that fits into the cell's pools, just so for some."""
+    n = rng.choice((1, 1, 2, 3))
+    capacity = (cell.num_blocks - n) * cell.block_size
+    max_tokens = min(rng.choice((1, rng.randint(2, 12))), capacity - 1)
+    length = min(rng.randint(1, 40), capacity - max_tokens)
+    prompt = tuple(rng.randrange(900) for _ in range(length))
+    if rng.random() < 0.4:
+        prompt = (*SHARED_PREFIX, *prompt)[:length]
+    return make_request(
+        request_id, prompt, max_tokens=max_tokens, n=n, seed=rng.randrange(1000),
+        priority=rng.randrange(3), eos=tuple(rng.sample(range(997), 60)), arrival_s=cell.now,
+    )  # fmt: skip
+
+
+def random_cell(rng: random.Random, topology: str | None = None) -> Cell:
+    """A cell of a random shape: tiny or roomy pools, small or large steps, any order."""
+    roles = TOPOLOGIES[topology or rng.choice(sorted(TOPOLOGIES))]
+    order = OrderPolicy(rng.choice(("fcfs", "sjf", "priority")), aging_s=rng.choice((0.5, 10.0)))
+    limits = NodeLimits(
+        max_num_batched_tokens=rng.choice((4, 8, 64)), max_num_seqs=rng.choice((3, 8)),
+        order=order, watermark=rng.choice((0.0, 0.1)), lease_s=2.0, heartbeat_s=0.2,
+    )  # fmt: skip
+    flaky = rng.random() < 0.5
+    faults = Faults(drop=0.05, refuse=0.02, damage=0.02, fail=0.02) if flaky else Faults()
+    return Cell(
+        roles, num_blocks=rng.choice((8, 16, 60)), block_size=rng.choice((2, 4)),
+        limits=limits, faults=faults, seed=rng.randrange(1 << 30),
+    )  # fmt: skip
+
+
+def stage_of(cell: Cell, request_id: str) -> str:
+    """How far a request has come, for counting where it was cancelled."""
+    for node in cell.nodes.values():
+        core = node.core
+        seqs = [s for s in core.decode.scheduler.running.values() if s.key[0] == request_id]
+        if seqs:
+            in_step = node.plan is not None and any(s in node.plan.decodes for s in seqs)
+            return "decode step" if in_step else "decode"
+    for node in cell.nodes.values():
+        for task in node.core.prefill.tasks.values():
+            if task.work.request.request_id == request_id:
+                if not task.num_remaining:
+                    return "transfer"
+                if task.in_flight:
+                    return "prefill step"
+                return "prefill" if task.granted else "waiting for room"
+    for node in cell.nodes.values():
+        for handoff in node.core.decode.handoffs.values():
+            if handoff.work.request.request_id == request_id:
+                return "transfer" if handoff.receiving else "waiting for room"
+    return "on the way"
+
+
+def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) -> Counter[str]:
+    """Requests, cancellations and failures in random order, until all has ended; checks the
+    outcome, lets one more request be served, and returns what was counted."""
+    rng = random.Random(seed)
+    cell = random_cell(rng, topology)
+    faulty = rng.random() < 0.5
+    events = ("submit", "submit", "submit", "cancel", "cancel", "stop")
+    if faulty:
+        events = (*events, "kill", "freeze", "restart gateway")
+    for number in range(num_events):
+        event = rng.choice(events)
+        running = [key for key, record in cell.gateway.records.items() if not record.finished]
+        if event == "submit" or not running:
+            cell.submit(random_request(rng, f"r{number}", cell))
+        elif event == "cancel":
+            request_id = rng.choice(running)
+            cell.counts[f"cancelled: {stage_of(cell, request_id)}"] += 1
+            cell.cancel(request_id)
+        elif event == "stop":
+            request_id = rng.choice(running)
+            cell.gateway.stop(request_id, rng.choice(cell.gateway.records[request_id].unfinished))
+        elif event == "restart gateway":
+            if rng.random() < 0.3:
+                cell.counts["gateways lost"] += 1
+                cell.kill_gateway()
+        else:
+            _disturb(cell, rng, event)
+        cell.steps(rng.choice((0, 2, 10, 40, 80)))
+    for node_id, node in cell.nodes.items():
+        if node.frozen and rng.random() < 0.7:
+            cell.thaw(node_id)
+    cell.settle()
+    check_done(cell)
+    cell.submit(make_request("last", (7, 8, 9)))
+    cell.settle()
+    check_done(cell)
+    counts = cell.counts
+    counts["preemptions"] += sum(
+        node.core.decode.scheduler.preemptions for node in cell.nodes.values()
+    )
+    counts["tokens"] = sum(record.num_output for record in cell.gateway.records.values())
+    counts["interruptions"] = cell.gateway.interruptions
+    counts["cache hits"] = sum(
+        node.core.snapshot(cell.now).cache_hit_tokens for node in cell.nodes.values()
+    )
+    return counts
+
+
+def _disturb(cell: Cell, rng: random.Random, event: str) -> None:
+    """Kill a node (its supervisor notices at once, or the coordinator after a while), or stop
+    and continue one."""
+    if not cell.nodes:
+        return
+    node_id = rng.choice(sorted(cell.nodes))
+    if event == "freeze":
+        if cell.nodes[node_id].frozen:
+            cell.thaw(node_id)
+        else:
+            cell.freeze(node_id)
+        return
+    noticed = rng.random() < 0.6
+    cell.kill_node(node_id, noticed=noticed)
+    if noticed or rng.random() < 0.5:
+        cell.steps(rng.choice((0, 20)))
+        if node_id not in cell.nodes:
+            cell.start_node(node_id)
