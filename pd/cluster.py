@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
+_STOP_TIMEOUT_S = 30.0
 # A call that waits for as long as its actor lives occupies a thread of the actor.
 _SUPERVISION_CALLS = 8
 
@@ -123,12 +124,13 @@ class Cluster:
         if self._stopped.is_set():
             return
         self._stopped.set()
-        for handles in ([self._gateway], [self._coordinator], list(self.nodes.values())):
-            calls = [handle.stop.remote() for handle in handles]
+        # In this order every stream is told before the nodes that serve it go.
+        processes = {GATEWAY: self._gateway, "coordinator": self._coordinator, **self.nodes}
+        for name, handle in processes.items():
             try:
-                ray.get(calls, timeout=90)
+                ray.get(handle.stop.remote(), timeout=_STOP_TIMEOUT_S)
             except RayError as error:
-                log.warning("a process did not stop by itself: %s", str(error).splitlines()[0])
+                log.warning("%s did not stop by itself: %s", name, str(error).splitlines()[0])
         for handle in (self._gateway, self._coordinator, *self.nodes.values()):
             ray.kill(handle)
         if self._owns_ray:
