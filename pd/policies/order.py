@@ -16,6 +16,7 @@ from pd.types import Work
 Order = Literal["fcfs", "sjf", "priority"]
 Key = tuple[float, ...]
 T = TypeVar("T")
+_SWEEP_SLACK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class WaitingQueue(Generic[T]):
     """Items with their work, in policy order. Logarithmic in its length, removal included.
 
     A heap by rank and one by age are kept side by side; an entry taken from one is skipped
-    when it surfaces in the other.
+    when it surfaces in the other, or swept out once such entries are the majority.
     """
 
     def __init__(self, policy: OrderPolicy) -> None:
@@ -93,6 +94,13 @@ class WaitingQueue(Generic[T]):
         if entry is None:
             return False
         entry.queued = False
+        limit = 2 * len(self._entries) + _SWEEP_SLACK
+        if len(self._by_rank) > limit:
+            self._by_rank = [row for row in self._by_rank if row[2].queued]
+            heapq.heapify(self._by_rank)
+        if len(self._by_age) > limit:
+            self._by_age = [row for row in self._by_age if row[2].queued]
+            heapq.heapify(self._by_age)
         return True
 
     def _first(self, now: float) -> _Entry[T] | None:
