@@ -43,7 +43,7 @@ def run(code: str, blocked: tuple[str, ...], *arguments: str, **env: str) -> str
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=280,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -67,6 +67,8 @@ def test_reference_needs_neither_triton_nor_numba() -> None:
     assert run(code, (*NOT_THERE, "numba", "llvmlite", "triton")).strip() == "reference"
 
 
+# Seconds, unless it is the first to compile the CPU kernels.
+@pytest.mark.timeout(300)
 def test_gpu_check_runs_whole_on_a_cpu(tmp_path: Path) -> None:
     """From a checkout, with no real model, every stage passing and its numbers in the file."""
     out = tmp_path / "result.json"
