@@ -62,6 +62,7 @@ def serve(config: Config) -> int:
         from pd.cluster import Cluster
 
         cluster = Cluster.start(config, progress=progress.step)
+    signal.signal(signal.SIGTERM, _interrupt)  # once more: Ray has put its own handler there
     try:
         _greet(cluster.url, config)
         cluster.wait()
