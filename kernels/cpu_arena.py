@@ -36,7 +36,7 @@ def arena_view(kv: torch.Tensor) -> tuple[np.ndarray, ArenaShape]:
     flat = kv.as_strided((extent if kv.numel() else 0,), (1,))
     if kv.dtype is torch.bfloat16:
         flat = flat.view(torch.uint16)
-    return flat.numpy(), (*kv.shape[3:], *strides)  # type: ignore[return-value]
+    return flat.numpy(), (*kv.shape[3:], *strides)
 
 
 @njit(inline="always")

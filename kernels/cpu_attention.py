@@ -16,7 +16,7 @@ from numba import njit, prange
 
 from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
 from pd_kernels.cpu_arena import entry, widen
-from pd_kernels.cpu_math import exp, floats, int32s
+from pd_kernels.cpu_math import exp, floats, int32s, larger
 from pd_kernels.cpu_threads import NOGIL
 from pd_kernels.cpu_vector import MAX_ROWS, PANEL, dot_tile_f32
 
@@ -52,29 +52,37 @@ def _pack_context(kv, shape, layer, head, table, context, keys, values):
                 out[t * PANEL + j] = np.float32(0.0)
 
 
-@njit(fastmath={"nsz", "arcp", "contract", "reassoc"}, error_model="numpy")
-def _softmax_row(scores, first, last, scale):
-    """exp((s - max) * scale) of scores[first:last], zero elsewhere; returns the sum's inverse."""
-    peak = scores[first]
-    for i in range(first, last):
-        peak = max(peak, scores[i])
+@njit(fastmath={"nnan", "nsz", "reassoc"})
+def _largest(scores):
+    peak = scores[0]
+    for i in range(scores.size):
+        peak = larger(peak, scores[i])
+    return peak
+
+
+@njit(fastmath={"nsz", "reassoc", "contract"})
+def _softmax(scores, scale):
+    """scores = exp((scores - largest) * scale); returns (largest, their sum).
+
+    Loops here and below run from 0 over slices: numba takes an index that may be negative for
+    one from the end, and such a loop does not become vector code.
+    """
+    peak = _largest(scores)
     total = np.float32(0.0)
-    for i in range(first, last):
-        scores[i] = exp((scores[i] - peak) * scale)
-    for i in range(first, last):
-        total += scores[i]
-    for i in range(first):
-        scores[i] = np.float32(0.0)
-    for i in range(last, scores.size):
-        scores[i] = np.float32(0.0)
-    return np.float32(1.0) / total
+    for i in range(scores.size):
+        value = exp((scores[i] - peak) * scale)
+        scores[i] = value
+        total += value
+    return peak, total
 
 
 @njit
-def _attend_tile(out, q, row, rows, stride, keys, values, context, position, window, scale, width):
+def _attend_tile(
+    out, out_stride, q, q_stride, row, rows, keys, values, context, position, window, scale, width
+):
     """Attention of query rows row .. row + rows of one head; row 0 of the tile is at `position`.
 
-    out and q are [T, H, D] offset to the head, `stride` their elements a token.
+    out and q are offset to the head; their strides are the elements from token to token.
     """
     low = max(0, position - window + 1) if window > 0 else 0
     low = low // PANEL * PANEL
@@ -82,36 +90,53 @@ def _attend_tile(out, q, row, rows, stride, keys, values, context, position, win
     padded = (high - low + PANEL - 1) // PANEL * PANEL
     wide = (width + PANEL - 1) // PANEL * PANEL
     scores = np.empty((rows, padded), np.float32)
-    sums = np.empty((rows, wide), np.float32)
-    zero = np.zeros(wide, np.float32)
-    zeros, tile = zero.ctypes.data, scores.ctypes.data
+    sums = np.zeros((rows, wide), np.float32)
+    zeros, tile = sums.ctypes.data, scores.ctypes.data
     for start in range(0, padded, PANEL):
         dot_tile_f32(
             tile + start * 4, padded, zeros, 0,
-            q + row * stride * 4, stride, keys + (low + start) * width * 4, width, rows,
+            q + row * q_stride * 4, q_stride, keys + (low + start) * width * 4, width, rows,
         )  # fmt: skip
     inverse = np.empty(rows, np.float32)
     for r in range(rows):
-        first = max(0, position + r - window + 1) if window > 0 else 0
-        inverse[r] = _softmax_row(scores[r], first - low, position + r + 1 - low, scale)
+        first = max(0, position + r - window + 1) - low if window > 0 else 0
+        last = position + r + 1 - low
+        scores[r, :first] = np.float32(0.0)
+        scores[r, last:] = np.float32(0.0)
+        _, total = _softmax(scores[r, first:last], scale)
+        inverse[r] = np.float32(1.0) / total
     for start in range(0, wide, PANEL):
         dot_tile_f32(
-            sums.ctypes.data + start * 4, wide, zeros, 0,
+            zeros + start * 4, wide, zeros + start * 4, wide,
             tile, padded, values + (start * context + low * PANEL) * 4, high - low, rows,
         )  # fmt: skip
     for r in range(rows):
-        result = floats(out + (row + r) * stride * 4, width)
+        result = floats(out + (row + r) * out_stride * 4, width)
         for i in range(width):
             result[i] = sums[r, i] * inverse[r]
 
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def attend_prompt(
-    out, q, heads, kv, shape, layer, table_address, start, rows, context, window, scale, threads
+    out,
+    q,
+    q_stride,
+    heads,
+    kv,
+    shape,
+    layer,
+    table_address,
+    start,
+    rows,
+    context,
+    window,
+    scale,
+    threads,
 ):
     """Query rows start .. start + rows of one sequence, its last tokens, over its context.
 
-    out, q: addresses of contiguous float32 [T, H, D]. kv, shape: the arena. table_address: the
+    out: address of contiguous float32 [T, H, D]; q of the same with q_stride elements from token to
+    token. kv, shape: the arena. table_address: the
     sequence's int32 row of block tables. window 0: none. context >= rows >= 1.
     """
     kv_heads, block_size, width = shape[:3]
@@ -135,10 +160,11 @@ def attend_prompt(
             row = tile * MAX_ROWS
             _attend_tile(
                 out + head * width * 4,
+                heads * width,
                 q + head * width * 4,
+                q_stride,
                 start + row,
                 min(MAX_ROWS, rows - row),
-                heads * width,
                 keys[head // groups].ctypes.data,
                 values[head // groups].ctypes.data,
                 context,
@@ -164,17 +190,10 @@ def _attend_span(q, kv, shape, layer, head, table, first, last, scale, scores, s
             total = np.float32(0.0)
             for i in range(width):
                 total += q[g, i] * widen(key[i])
-            scores[g, t - first] = total * scale
+            scores[g, t - first] = total
     for g in range(groups):
-        peak = scores[g, 0]
-        for i in range(last - first):
-            peak = max(peak, scores[g, i])
-        for i in range(last - first):
-            scores[g, i] = exp(scores[g, i] - peak)
-        total = np.float32(0.0)
-        for i in range(last - first):
-            total += scores[g, i]
-        stats[g, 0] = peak
+        peak, total = _softmax(scores[g, : last - first], scale)
+        stats[g, 0] = peak * scale
         stats[g, 1] = total
     sums[:] = np.float32(0.0)
     for t in range(first, last):
@@ -207,11 +226,25 @@ def _merge_spans(out, sums, stats):
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def attend_decode(
-    out, q, heads, kv, shape, layer, tables, max_blocks, contexts, count, window, scale, threads
+    out,
+    q,
+    q_stride,
+    heads,
+    kv,
+    shape,
+    layer,
+    tables,
+    max_blocks,
+    contexts,
+    count,
+    window,
+    scale,
+    threads,
 ):
     """One query row for each of `count` sequences.
 
-    out, q: addresses of contiguous float32 [count, H, D]; tables: int32 [count, max_blocks];
+    out: address of contiguous float32 [count, H, D]; q of the same with q_stride elements from
+    token to token; tables: int32 [count, max_blocks];
     contexts: int32 [count], 0 for padding, whose output is zero. window 0: none.
     """
     kv_heads, _, width = shape[:3]
@@ -239,9 +272,10 @@ def attend_decode(
             s = sequence_of[span]
             low = max(0, lengths[s] - window) if window > 0 else 0
             begin = (low // _SPAN + span - first_span[s]) * _SPAN
-            offset = (s * heads + head * groups) * width * 4
             _attend_span(
-                floats(q + offset, groups * width).reshape(groups, width),
+                floats(q + (s * q_stride + head * groups * width) * 4, groups * width).reshape(
+                    groups, width
+                ),
                 kv,
                 shape,
                 layer,

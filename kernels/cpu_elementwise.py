@@ -17,11 +17,11 @@ from pd_kernels.cpu_math import exp, floats, int64s
 from pd_kernels.cpu_threads import NOGIL
 
 # Values below which one thread finishes before a second would have started.
-_SMALL = 16 * 1024
+SMALL = 16 * 1024
 
 
 @njit(fastmath=True)
-def _rms_norm_row(y, x, weight, eps):
+def rms_norm_row(y, x, weight, eps):
     total = np.float32(0.0)
     for i in range(x.size):
         total += x[i] * x[i]
@@ -31,48 +31,48 @@ def _rms_norm_row(y, x, weight, eps):
 
 
 @njit
-def _rms_norm_rows(y, x, x_stride, weight, eps, width, first, last):
+def rms_norm_rows(y, x, x_stride, weight, eps, width, first, last):
     w = floats(weight, width)
     for t in range(first, last):
         row = floats(x + t * x_stride * 4, width)
-        _rms_norm_row(floats(y + t * width * 4, width), row, w, eps)
+        rms_norm_row(floats(y + t * width * 4, width), row, w, eps)
 
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def rms_norm(y, x, x_stride, weight, eps, rows, width, threads):
     """y [rows, width] = x / sqrt(mean(x^2) + eps) * weight."""
-    if rows * width < _SMALL:
-        _rms_norm_rows(y, x, x_stride, weight, eps, width, 0, rows)
+    if rows * width < SMALL:
+        rms_norm_rows(y, x, x_stride, weight, eps, width, 0, rows)
     else:
         for i in prange(threads):
             first, last = i * rows // threads, (i + 1) * rows // threads
-            _rms_norm_rows(y, x, x_stride, weight, eps, width, first, last)
+            rms_norm_rows(y, x, x_stride, weight, eps, width, first, last)
 
 
 @njit(fastmath=True)
-def _add_row(total, x):
+def add_row(total, x):
     for i in range(total.size):
         total[i] += x[i]
 
 
 @njit
-def _add_rms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last):
+def _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last):
     w = floats(weight, width)
     for t in range(first, last):
         total = floats(residual + t * width * 4, width)
-        _add_row(total, floats(x + t * x_stride * 4, width))
-        _rms_norm_row(floats(y + t * width * 4, width), total, w, eps)
+        add_row(total, floats(x + t * x_stride * 4, width))
+        rms_norm_row(floats(y + t * width * 4, width), total, w, eps)
 
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def add_rms_norm(y, residual, x, x_stride, weight, eps, rows, width, threads):
     """residual += x; y = rms_norm(residual). y and residual are contiguous [rows, width]."""
-    if rows * width < _SMALL:
-        _add_rms_norm_rows(y, residual, x, x_stride, weight, eps, width, 0, rows)
+    if rows * width < SMALL:
+        _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, 0, rows)
     else:
         for i in prange(threads):
             first, last = i * rows // threads, (i + 1) * rows // threads
-            _add_rms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last)
+            _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last)
 
 
 @njit(error_model="numpy")
@@ -89,7 +89,7 @@ def _silu_mul_rows(y, gate_up, stride, width, first, last):
 @njit(parallel=True, nogil=NOGIL, cache=True)
 def silu_mul(y, gate_up, stride, rows, width, threads):
     """y [rows, width] = silu(gate) * up of gate_up [rows, 2 width] = gate | up."""
-    if rows * width < _SMALL:
+    if rows * width < SMALL:
         _silu_mul_rows(y, gate_up, stride, width, 0, rows)
     else:
         for i in prange(threads):
@@ -98,7 +98,7 @@ def silu_mul(y, gate_up, stride, rows, width, threads):
 
 
 @njit
-def _rotate_head(x, cos, sin):
+def rotate_head(x, cos, sin):
     half = cos.size
     for i in range(half):
         low, high = x[i], x[half + i]
@@ -112,9 +112,9 @@ def _rotary_rows(q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, hal
         cos = floats(table + at[t] * half * 2 * 4, half)
         sin = floats(table + (at[t] * 2 + 1) * half * 4, half)
         for h in range(heads):
-            _rotate_head(floats(q + (t * q_row + h * q_head) * 4, 2 * half), cos, sin)
+            rotate_head(floats(q + (t * q_row + h * q_head) * 4, 2 * half), cos, sin)
         for h in range(kv_heads):
-            _rotate_head(floats(k + (t * k_row + h * k_head) * 4, 2 * half), cos, sin)
+            rotate_head(floats(k + (t * k_row + h * k_head) * 4, 2 * half), cos, sin)
 
 
 @njit(parallel=True, nogil=NOGIL, cache=True)
@@ -123,7 +123,7 @@ def rotary(
 ):
     """Rotate heads of q and k in place. table [max_pos, 2 half], positions int64 [rows]."""
     at = int64s(positions, rows)
-    if rows * (heads + kv_heads) * half < _SMALL:
+    if rows * (heads + kv_heads) * half < SMALL:
         _rotary_rows(
             q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, at, 0, rows
         )  # fmt: skip
@@ -158,7 +158,7 @@ def _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, fir
 def write_kv(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, slots, rows, threads):
     """Store rows of k and v at slots int64 [rows] of the arena; negative ones are padding."""
     at = int64s(slots, rows)
-    if rows * shape[0] * shape[2] < _SMALL:
+    if rows * shape[0] * shape[2] < SMALL:
         _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, 0, rows)
     else:
         for i in prange(threads):

@@ -23,22 +23,22 @@ class PanelLinear:
         self.panels = self.packed.shape[0]
         self.padded = self.panels * PANEL
         # The sums of a tile start from here.
-        self._init = torch.zeros(self.padded, dtype=torch.float32)
+        self.init = torch.zeros(self.padded, dtype=torch.float32)
         if bias is not None:
-            self._init[: self.out_features] = bias
-        self._biased = bias is not None
+            self.init[: self.out_features] = bias
+        self.biased = bias is not None
         self._bfloat16 = int(storage_dtype == torch.bfloat16)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x, rows = self._checked(x)
         y = torch.empty(rows, self.padded)
         if rows:
-            self._run(y, self._init.data_ptr(), 0, x, rows)
+            self._run(y, self.init.data_ptr(), 0, x, rows)
         return y if self.padded == self.out_features else y[:, : self.out_features].contiguous()
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         in_place = self.padded == self.out_features and residual.is_contiguous()
-        if self._biased or not in_place or residual.dtype != torch.float32:
+        if self.biased or not in_place or residual.dtype != torch.float32:
             return residual + self(x)
         x, rows = self._checked(x)
         if residual.shape[0] != rows:

@@ -84,3 +84,15 @@ def exp(_typing, x):
         return build.select(tiny, real(0.0), build.fmul(value, power))
 
     return types.float32(types.float32), codegen
+
+
+@intrinsic
+def larger(_typing, a, b):
+    """The larger of two float32; either, where one is NaN. A loop over it becomes vector code."""
+
+    def codegen(_context: Any, build: ir.IRBuilder, _signature: Any, args: list[Any]) -> Any:
+        flags = ("nnan", "nsz")
+        above = build.fcmp_ordered(">", args[0], args[1], flags=flags)
+        return build.select(above, args[0], args[1], flags=flags)
+
+    return types.float32(types.float32, types.float32), codegen

@@ -106,7 +106,8 @@ class CpuOps:
         scale: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        q = q.contiguous()
+        if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
+            q = q.contiguous()
         num_tokens, heads, width = q.shape
         if q.dtype is not torch.float32 or heads % kv.shape[3] or width != kv.shape[5]:
             raise ValueError(f"q is {_describe(q)}; the arena has {kv.shape[3]} kv heads of "
@@ -123,15 +124,15 @@ class CpuOps:
                 row, end = starts[s], starts[s + 1]
                 if end > row:
                     cpu_attention.attend_prompt(
-                        out.data_ptr(), q.data_ptr(), heads, array, shape, layer,
+                        out.data_ptr(), q.data_ptr(), q.stride(0), heads, array, shape, layer,
                         tables.data_ptr() + s * table_bytes, row, end - row, lengths[s],
                         span, float(scale), num_threads(),
                     )  # fmt: skip
                 row = end
         if meta.num_decode:
-            offset = row * heads * width * 4
             cpu_attention.attend_decode(
-                out.data_ptr() + offset, q.data_ptr() + offset, heads, array, shape, layer,
+                out.data_ptr() + row * heads * width * 4, q.data_ptr() + row * q.stride(0) * 4,
+                q.stride(0), heads, array, shape, layer,
                 tables.data_ptr() + meta.num_prefill * table_bytes, tables.stride(0),
                 contexts.data_ptr() + meta.num_prefill * 4, meta.num_decode,
                 span, float(scale), num_threads(),

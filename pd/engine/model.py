@@ -7,6 +7,7 @@ D head_dim, E hidden, F intermediate, V vocabulary, B blocks of the arena, P blo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from pd.engine.weights import WeightSource
 from pd_kernels.linear import Linear, make_linear
 from pd_kernels.meta import AttentionMeta
 from pd_kernels.ops import Ops
+
+if TYPE_CHECKING:
+    from pd_kernels.cpu_decoder import CpuDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Model:
             self._lm_head = builder.linear(["lm_head"], [spec.vocab_size], spec.hidden_size)
         weights.finish()
         self._cos_sin = cos_sin_table(spec.rope, spec.head_dim, max_positions, device)
+        self._body = self._fused_body()
 
     @torch.inference_mode()
     def forward(
@@ -86,9 +91,13 @@ class Model:
         ops, eps = self._ops, self.spec.rms_norm_eps
         last = len(self._layers) - 1
         residual = functional.embedding(token_ids, self._embedding).to(self._compute_dtype)
-        hidden = ops.rms_norm(residual, self._layers[0].attention_norm, eps)
-        for index, layer in enumerate(self._layers):
-            if index:
+        first = 0
+        if self._body is not None:
+            self._body.run(residual, positions, kv, slots, meta)
+            first = last
+        hidden = ops.rms_norm(residual, self._layers[first].attention_norm, eps)
+        for index, layer in enumerate(self._layers[first:], first):
+            if index > first:
                 hidden, residual = ops.add_rms_norm(hidden, residual, layer.attention_norm, eps)
             queries = self._store_kv(layer, index, hidden, positions, kv, slots)
             if index == last and logit_rows.shape[0] == 0:
@@ -104,6 +113,24 @@ class Model:
             hidden, _ = ops.add_rms_norm(hidden, residual, self._final_norm, eps)
             return self._lm_head(hidden).float()
         return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
+
+    def _fused_body(self) -> CpuDecoder | None:
+        """All layers but the last, which drops rows, as one kernel; None where there is none."""
+        if self._ops.name != "cpu":
+            return None
+        from pd_kernels.cpu_decoder import CpuDecoder
+
+        layers, spec = self._layers[:-1], self.spec
+        if not CpuDecoder.fits(layers):
+            return None
+        return CpuDecoder(
+            layers,
+            num_heads=spec.num_heads,
+            head_dim=spec.head_dim,
+            eps=spec.rms_norm_eps,
+            scale=spec.scale,
+            cos_sin=self._cos_sin,
+        )
 
     def _store_kv(
         self,
