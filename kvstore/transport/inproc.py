@@ -87,7 +87,8 @@ class InprocTransport(Transport):
             return False
         ours, theirs = self.node, target.node
         grant = theirs.expected.find(job.transfer_id, ours.id, ours.epoch)
-        if grant is None or theirs.arena.layout != ours.arena.layout:
+        same = theirs.epoch == peer.epoch and theirs.arena.layout == ours.arena.layout
+        if grant is None or not same:
             theirs.counters["refused"] += 1
             return False
         count = len(job.src)

@@ -142,6 +142,7 @@ def test_a_sweep_between_open_and_lock(monkeypatch: pytest.MonkeyPatch) -> None:
             swept.extend(sweep())
         lock(descriptor, flags)
 
+    monkeypatch.setattr(segment, "sweep", list)  # not the one of `create` itself
     monkeypatch.setattr(segment.fcntl, "flock", sweep_first)
     made = Segment.create(4096)
     assert len(swept) >= 2 and exists(made.name) and made.name not in swept
