@@ -132,7 +132,9 @@ class PrefillPhase:
             _remember(self._early_aborts, message.transfer_id, None)
             self._outbox.send(sender, Stopped(message.transfer_id))
         elif task.outgoing.receiver == sender:
-            if not task.cancelled:
+            # Once everything was offered the decode node may have all of it and have forgotten
+            # the transfer, or else interrupts the work itself.
+            if not task.cancelled and task.num_remaining:
                 self._interrupt(task, message.reason)
             self._cancel(task)
 
