@@ -318,6 +318,7 @@ class DecodePhase:
 
     def _begin(self, handoff: Handoff, seqs: list[Sequence]) -> None:
         root = self._root_of(handoff.work.request)
+        seqs = [seq for seq in seqs if self._supersedes(seq)]
         share(self.pool, handoff.table, seqs)
         for seq in seqs:
             seq.num_computed = handoff.work.num_tokens
@@ -338,6 +339,16 @@ class DecodePhase:
             wait_s=now - handoff.first_at,
         )
         self._outbox.send(request.gateway, report)
+
+    def _supersedes(self, seq: Sequence) -> bool:
+        """Make way for a newer attempt at a sequence whose `Abort` was lost on its way here."""
+        known = self.scheduler.running.get(seq.key)
+        if known is None:
+            return True
+        if known.attempt > seq.attempt:
+            return False
+        self.scheduler.remove(known)
+        return True
 
     def _fail(self, handoff: Handoff, reason: str) -> None:
         self._interrupt(handoff, reason)
