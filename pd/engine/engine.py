@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pd.engine.arena_memory import allocate_kv, free_gpu_bytes, wrap_kv
 from pd.engine.batch import BatchBuilder
@@ -122,6 +124,16 @@ class Engine:
         if draws:
             logits = logits[draws[0]]
         return StepResult(tuple(self._sampler.sample(logits, rows)))
+
+    def save_blocks(self, ids: list[int], out: NDArray[np.uint8]) -> None:
+        """Copy blocks to host memory: `out` is uint8 [len(ids), block_bytes]."""
+        packed = self.ops.pack_blocks(self.kv, torch.tensor(ids, device=self.device))
+        torch.from_numpy(out).copy_(packed)
+
+    def load_blocks(self, ids: list[int], data: NDArray[np.uint8]) -> None:
+        """The opposite of `save_blocks`."""
+        packed = torch.from_numpy(data).to(self.device)
+        self.ops.unpack_blocks(self.kv, torch.tensor(ids, device=self.device), packed)
 
     def warmup(self) -> None:
         """Compile every kernel a step may need. Overwrites blocks: call before serving."""

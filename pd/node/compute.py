@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from pd.types import BatchPlan, Sampled, StepResult
@@ -24,34 +25,60 @@ class StepEngine(Protocol):
 E = TypeVar("E", bound=StepEngine)
 
 
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The step in flight is over."""
+
+    samples: Sequence[Sampled]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job is over: call `then` in the loop's thread."""
+
+    then: Callable[[], None]
+
+
 class ComputeThread(Generic[E]):
-    """Runs plans handed to it; `on_done` is called from the thread after each."""
+    """Runs plans and jobs in the order given; `on_done` is called from the thread after each."""
 
     def __init__(self, load: Callable[[], E], on_done: Callable[[], None]) -> None:
         self.loaded: Future[E] = Future()
         self._load = load
         self._on_done = on_done
-        self._plans: queue.SimpleQueue[BatchPlan | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Sequence[Sampled] | BaseException] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[E], StepDone | JobDone] | None] = (
+            queue.SimpleQueue()
+        )
+        self._results: queue.SimpleQueue[StepDone | JobDone | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
     def submit(self, plan: BatchPlan) -> None:
-        self._plans.put(plan)
+        """Run a step; its `StepDone` comes from `poll`."""
+        self._orders.put(lambda engine: StepDone(engine.execute(plan).samples))
 
-    def collect(self) -> Sequence[Sampled] | None:
-        """What the step in flight drew, or None while it runs. Raises what the step raised."""
-        try:
-            result = self._results.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    def call(self, job: Callable[[E], None], then: Callable[[], None]) -> None:
+        """Run something else that needs the engine, between two steps."""
+
+        def order(engine: E) -> JobDone:
+            job(engine)
+            return JobDone(then)
+
+        self._orders.put(order)
+
+    def poll(self) -> list[StepDone | JobDone]:
+        """What is over since the last call, in order. Raises what a step or job raised."""
+        done: list[StepDone | JobDone] = []
+        while not self._results.empty():
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            done.append(result)
+        return done
 
     def close(self) -> None:
-        """End after the step in flight."""
-        self._plans.put(None)
+        """End after what was ordered."""
+        self._orders.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -61,9 +88,9 @@ class ComputeThread(Generic[E]):
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(engine)
-        while (plan := self._plans.get()) is not None:
+        while (order := self._orders.get()) is not None:
             try:
-                self._results.put(engine.execute(plan).samples)
+                self._results.put(order(engine))
             except BaseException as error:
                 self._results.put(error)
             self._on_done()

@@ -16,6 +16,7 @@ from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
 from pd.mailbox import Mailbox
 from pd.messages import NodeHello
+from pd.node.blockmover import BlockMover, DeviceBlockMover
 from pd.node.compute import ComputeThread
 from pd.node.core import NodeCore, NodeLimits
 from pd.node.runner import NodeRunner
@@ -78,8 +79,13 @@ class NodeProcess:
             assert self._arena is not None
             hub = self._make_hub(self._arena)
             core = self._make_core(engine)
+            mover = (
+                BlockMover(hub)
+                if engine.device.type == "cpu"
+                else DeviceBlockMover(hub, self.compute, self._arena.blocks)
+            )
             self._runner = NodeRunner(
-                core, self._mailbox, hub, self.compute, self.launch.coordinator,
+                core, self._mailbox, mover, self.compute, self.launch.coordinator,
                 self._hello(engine, hub),
             )  # fmt: skip
             if not self._stopped:
@@ -111,8 +117,8 @@ class NodeProcess:
         kind = _kind(device.type)
         kv_bytes = config.cache.kv_bytes(kind)
         num_blocks = max(1, (kv_bytes or 0) // layout.block_bytes)
+        shared = "shm" in config.transfer.transports
         if kind == "cpu":
-            shared = "shm" in config.transfer.transports
             self._arena = KVArena(layout, num_blocks, shared=shared)
         engine = Engine(
             model.model,
@@ -123,11 +129,14 @@ class NodeProcess:
             block_size=config.cache.block_size,
             max_model_len=model.max_model_len,
             kv_bytes=kv_bytes,
-            kv_buffer=self._arena.blocks if self._arena is not None else None,
+            kv_buffer=None if self._arena is None else self._arena.blocks,
             gpu_memory_utilization=config.cache.gpu_memory_utilization,
             max_num_batched_tokens=config.scheduler.token_budget(kind),
             max_num_seqs=config.scheduler.max_num_seqs,
         )
+        if self._arena is None:
+            # Beside the KV on the device; costs memory only for what has been moved.
+            self._arena = KVArena(layout, engine.num_blocks, shared=shared)
         engine.warmup()
         return engine
 

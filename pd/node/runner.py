@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.transfer import Push
-from kvstore.transport.hub import TransportHub
+from kvstore.transport.events import TransferEvent
 from pd.mailbox import Mailbox
 from pd.messages import COORDINATOR, Message, NodeHello, PeerLost, Peers, Welcome
-from pd.node.compute import ComputeThread
+from pd.node.blockmover import BlockMover
+from pd.node.compute import ComputeThread, StepDone
 from pd.node.core import NodeCore
-from pd.outbox import CancelPush, Effect, Expect, Forget, Send
+from pd.outbox import Effect, Kill, Send
 from pd.types import Peer
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class NodeRunner:
         self,
         core: NodeCore,
         mailbox: Mailbox,
-        hub: TransportHub,
+        mover: BlockMover,
         compute: ComputeThread[Any],
         coordinator: Peer,
         hello: NodeHello,
@@ -39,7 +39,8 @@ class NodeRunner:
     ) -> None:
         self._core = core
         self._mailbox = mailbox
-        self._hub = hub
+        self._mover = mover
+        self._hub = mover.hub
         self._compute = compute
         self._hello = hello
         self._clock = clock
@@ -58,12 +59,14 @@ class NodeRunner:
         so that it is replaced rather than trusted."""
         core, clock = self._core, self._clock
         while not self._stopping.is_set():
-            samples = self._compute.collect()
-            if samples is not None:
-                core.commit(samples, clock())
-            self._receive(0.0 if samples is not None else self._wait_s(clock()))
-            for event in self._hub.poll():
-                core.on_transfer(event, clock())
+            finished = self._compute.poll()
+            for done in finished:
+                if isinstance(done, StepDone):
+                    core.commit(done.samples, clock())
+                else:
+                    done.then()
+            self._receive(0.0 if finished else self._wait_s(clock()))
+            self._mover.poll(self._on_transfer)
             if not core.busy:
                 plan = core.plan(clock())
                 if plan is not None:
@@ -76,6 +79,9 @@ class NodeRunner:
             core.tick(now)
             for effect in core.drain():
                 self._do(effect)
+
+    def _on_transfer(self, event: TransferEvent) -> None:
+        self._core.on_transfer(event, self._clock())
 
     def _wait_s(self, now: float) -> float:
         due = self._core.next_tick() if self._core.epoch else self._next_hello
@@ -124,11 +130,5 @@ class NodeRunner:
     def _do(self, effect: Effect) -> None:
         if isinstance(effect, Send):
             self._mailbox.send(effect.to, effect.message)
-        elif isinstance(effect, Expect):
-            self._hub.expect(effect.transfer_id, effect.sender, effect.sender_epoch, effect.blocks)
-        elif isinstance(effect, Forget):
-            self._hub.forget(effect.transfer_id)
-        elif isinstance(effect, CancelPush):
-            self._hub.cancel(effect.transfer_id)
-        elif isinstance(effect, Push):
-            self._hub.push(effect)
+        elif not isinstance(effect, Kill):
+            self._mover.act(effect)

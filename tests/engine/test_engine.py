@@ -160,3 +160,14 @@ def test_sampler_is_told_position_and_history() -> None:
     assert list(row(presence_penalty=0.5).output) == [4, 5]
     assert list(row(repetition_penalty=1.2).output) == [4, 5]
     assert row(ignore_eos=True).eos_ids == ()
+
+
+def test_blocks_go_to_host_memory_and_back(llama: Path, shared: Engine) -> None:
+    other = Engine(llama, device="cpu", num_blocks=8, block_size=shared.block_size)
+    torch.manual_seed(0)
+    shared.kv.normal_()
+    out = np.empty((3, shared.layout.block_bytes), np.uint8)
+    shared.save_blocks([5, 0, 2], out)
+    other.load_blocks([1, 7, 4], out)
+    assert torch.equal(other.kv[[1, 7, 4]], shared.kv[[5, 0, 2]])
+    assert not other.kv[[0, 2, 3, 5, 6]].any()
