@@ -7,8 +7,10 @@ import difflib
 import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from pd.config import OPTIONS, SECTIONS
+from pd.errors import ConfigError
 from pd.schema import Option, options_of
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -84,6 +86,15 @@ def add_client_flags(parser: argparse.ArgumentParser) -> None:
         "--api-key", default=os.environ.get("PD_API_KEY"), metavar="KEY",
         help="the server's key (default: $PD_API_KEY)",
     )  # fmt: skip
+
+
+def server_url(args: argparse.Namespace) -> str:
+    """The given URL; ConfigError if it is not one."""
+    parts = urlsplit(args.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"'{args.url}' is not a server's URL, such as {DEFAULT_URL}")
+    url: str = args.url
+    return url
 
 
 # The sampling parameters of `pd generate` and `pd chat`: flag, type and help.

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from pd.cli import model, serve, status
+from pd.cli import chat, generate, model, serve, status
 from pd.cli.arguments import Parser
 from pd.errors import ConfigError, PDError
 
-COMMANDS = (serve, status, model)
+COMMANDS = (serve, generate, chat, status, model)
 
 
 def build_parser() -> Parser:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pd.cli.arguments import add_client_flags
+from pd.cli.arguments import add_client_flags, server_url
 
 # Column title to what it shows of a node.
 COLUMNS = ("id", "role", "state", "epoch", "pid", "host", "device", "queue", "batch", "blocks")
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from pd.client import Client
 
-    with Client(args.url, api_key=args.api_key, timeout_s=10.0) as client:
+    with Client(server_url(args), api_key=args.api_key, timeout_s=10.0) as client:
         cell = client.status()
     if args.json:
         print(json.dumps(cell, indent=2))

@@ -25,7 +25,9 @@ class RequestMetrics:
     prefill_node: str = ""
     decode_node: str = ""
     attempts: int = 1
-    kv_bytes: int | None = None  # moved from the prefill to the decode node
+    kv_moved_bytes: int | None = None  # from the prefill to the decode node
+    kv_early_bytes: int | None = None  # those of them that moved while the prompt was computed
+    handoff_wait_s: float | None = None  # from the prompt's end to the last block's arrival
     slo_attained: bool | None = None
 
     @classmethod
