@@ -239,9 +239,9 @@ class Generation(ABC):
 def _metrics_of(running: RunningRequest) -> dict[str, Any]:
     return {
         "request_id": running.id,
-        "ttft_s": running.ttft_s,
-        "tpot_s": running.tpot_s,
-        "e2e_s": running.end_s - running.arrival_s,
+        "ttft_s": running.timeline.ttft_s,
+        "tpot_s": running.timeline.tpot_s,
+        "e2e_s": running.timeline.end_s - running.timeline.arrival_s,
         "prefill_node": running.prefill,
         "decode_node": running.decode,
         "attempts": running.record.attempts,

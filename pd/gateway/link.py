@@ -201,14 +201,12 @@ class CellLink:
 
     def _deliver(self, running: RunningRequest, events: list[TokenEvent], now: float) -> None:
         last = events[-1]
-        clock = running.clocks[last.index]
+        clock = running.timeline.clocks[last.index]
         if clock.tokens == 0:
-            clock.first_s = now
-            self.metrics.ttft.observe(now - running.arrival_s)
+            self.metrics.ttft.observe(now - running.timeline.arrival_s)
         else:
             self.metrics.itl.observe(now - clock.last_s)
-        clock.last_s = now
-        clock.tokens += len(events)
+        clock.arrived(now, len(events))
         running.progress_s = now
         running.answer_by_s = None
         stream = running.stream
@@ -268,8 +266,8 @@ class CellLink:
 
     def _retire(self, running: RunningRequest) -> None:
         if running.record.finished and self._running.pop(running.id, None) is not None:
-            running.end_s = self._retired[running.id] = self.clock()
-            running.stream.wake()
+            running.timeline.end_s = self._retired[running.id] = self.clock()
+            running.stream.retire()
             self.metrics.ended(running)
             if not self._running:
                 self._idle.set()

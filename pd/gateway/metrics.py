@@ -89,10 +89,10 @@ class GatewayMetrics(Collector):
         self.outcomes[outcome] += 1
         self.generated += record.num_output
         if outcome == "finished":
-            self.e2e.observe(running.end_s - running.arrival_s)
+            self.e2e.observe(running.timeline.end_s - running.timeline.arrival_s)
             self.prompt_tokens.observe(len(record.request.prompt))
             self.output_tokens.observe(record.num_output)
-            for clock in running.clocks:
+            for clock in running.timeline.clocks:
                 if (tpot := clock.tpot_s) is not None:
                     self.tpot.observe(tpot)
         # Whoever cancels gives up the targets too: that is neither a hit nor a miss.

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pd.errors import RejectedError, RequestError
 from pd.gateway.record import RequestRecord
+from pd.timeline import Timeline
 from pd.types import FinishReason, Request, TokenEvent
 
 Outcome = Literal["finished", "cancelled", "rejected", "failed"]
@@ -24,23 +25,6 @@ class ClientGoneError(Exception):
     """The client disconnected: nobody is left to answer."""
 
 
-class SequenceClock:
-    """When the tokens of one sequence arrived at the gateway."""
-
-    __slots__ = ("first_s", "last_s", "tokens")
-
-    def __init__(self) -> None:
-        self.first_s = 0.0
-        self.last_s = 0.0
-        self.tokens = 0
-
-    @property
-    def tpot_s(self) -> float | None:
-        if self.tokens < 2:
-            return None
-        return (self.last_s - self.first_s) / (self.tokens - 1)
-
-
 class RunningRequest:
     """One request in flight: its record, its times and where it runs.
 
@@ -48,8 +32,8 @@ class RunningRequest:
     """
 
     __slots__ = (
-        "record", "stream", "number", "arrival_s", "progress_s", "gap_since_s", "clocks",
-        "answer_by_s", "prefill", "decode", "interruptions", "outcome", "end_s",
+        "record", "stream", "number", "timeline", "progress_s", "gap_since_s",
+        "answer_by_s", "prefill", "decode", "interruptions", "outcome",
         "moved_bytes", "early_bytes", "handoff_wait_s",
     )  # fmt: skip
 
@@ -57,10 +41,9 @@ class RunningRequest:
         self.record = RequestRecord(request)
         self.stream = stream
         self.number = number  # which prompt of the stream
-        self.arrival_s = now
+        self.timeline = Timeline(now, request.params.n)
         self.progress_s = now
         self.gap_since_s: float | None = None
-        self.clocks = [SequenceClock() for _ in range(request.params.n)]
         self.answer_by_s: float | None = None
         self.prefill = ""
         self.decode = ""
@@ -70,7 +53,6 @@ class RunningRequest:
         self.early_bytes = 0
         self.handoff_wait_s = 0.0
         self.outcome: Outcome | None = None  # set where it does not follow from the record
-        self.end_s = 0.0
 
     @property
     def id(self) -> str:
@@ -91,17 +73,6 @@ class RunningRequest:
         """Whether its client may have seen a token."""
         return self.record.num_output > 0
 
-    @property
-    def ttft_s(self) -> float | None:
-        firsts = [clock.first_s for clock in self.clocks if clock.tokens]
-        return min(firsts) - self.arrival_s if firsts else None
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean over its sequences of two tokens or more."""
-        values = [tpot for clock in self.clocks if (tpot := clock.tpot_s) is not None]
-        return sum(values) / len(values) if values else None
-
     def attained(self) -> bool | None:
         """Whether it met its SLO; None if it has none."""
         slo = self.record.request.slo
@@ -109,9 +80,7 @@ class RunningRequest:
             return None
         if any(seq.finish not in ("stop", "length") for seq in self.record.sequences):
             return False
-        ttft, tpots = self.ttft_s, [clock.tpot_s or 0.0 for clock in self.clocks]
-        in_time = slo.ttft_s is None or (ttft is not None and ttft <= slo.ttft_s)
-        return in_time and (slo.tpot_s is None or max(tpots) <= slo.tpot_s)
+        return self.timeline.meets(slo)
 
 
 class TokenStream:
@@ -132,6 +101,7 @@ class TokenStream:
         self.requests = [RunningRequest(each, self, i, now) for i, each in enumerate(requests)]
         self._cancel = cancel
         self._max_backlog = max_backlog
+        self._remaining = len(requests)
         self._inbox: list[tuple[int, TokenEvent]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
@@ -141,10 +111,6 @@ class TokenStream:
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
-
-    @property
-    def finished(self) -> bool:
-        return all(running.record.finished for running in self.requests)
 
     async def next(self) -> list[tuple[int, TokenEvent]]:
         """The tokens since the last call, waiting for at least one; [] once all is finished.
@@ -159,7 +125,7 @@ class TokenStream:
                 return batch
             if self._error is not None:
                 raise self._error
-            if self.finished:
+            if not self._remaining:
                 return []
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -168,14 +134,21 @@ class TokenStream:
                 self._waiter = None
 
     def push(self, number: int, events: Iterable[TokenEvent]) -> None:
-        self._inbox.extend((number, event) for event in events)
-        self.wake()
+        inbox = self._inbox
+        for event in events:  # nearly always one: cheaper than a generator
+            inbox.append((number, event))
+        self._wake()
+
+    def retire(self) -> None:
+        """One of the requests has ended for good."""
+        self._remaining -= 1
+        self._wake()
 
     @property
     def overflowed(self) -> bool:
         return len(self._inbox) > self._max_backlog
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -192,7 +165,7 @@ class TokenStream:
             for running in self.requests:
                 running.outcome = running.outcome or outcome
             self.cancel()
-            self.wake()
+            self._wake()
 
     def disconnect(self) -> None:
         """The client went away: cancel at once, and let the handler notice."""

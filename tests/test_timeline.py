@@ -1,0 +1,55 @@
+"""TTFT, TPOT and the verdict on an SLO, by their definitions."""
+
+from __future__ import annotations
+
+import pytest
+
+from pd.timeline import Timeline
+from pd.types import SLO
+
+
+def timeline(*sequences: list[float], arrival_s: float = 10.0) -> Timeline:
+    result = Timeline(arrival_s, len(sequences))
+    for clock, arrivals in zip(result.clocks, sequences, strict=True):
+        for now in arrivals:
+            clock.arrived(now)
+    return result
+
+
+def test_nothing_is_known_before_the_first_token():
+    empty = timeline([])
+    assert empty.ttft_s is None
+    assert empty.tpot_s is None
+    assert not empty.meets(SLO(ttft_s=100.0))
+
+
+def test_ttft_is_the_first_token_of_any_sequence():
+    assert timeline([12.0, 13.0], [11.5]).ttft_s == pytest.approx(1.5)
+
+
+def test_tpot_leaves_the_first_token_out():
+    assert timeline([11.0, 11.2, 12.0]).tpot_s == pytest.approx(0.5)
+    assert timeline([11.0]).tpot_s is None
+    assert timeline([11.0, 12.0], [11.0, 14.0], [11.0]).tpot_s == pytest.approx(2.0)
+
+
+def test_tokens_that_come_together_count_one_by_one():
+    one = timeline([11.0])
+    one.clocks[0].arrived(13.0, count=4)
+    assert one.tpot_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("slo", "met"),
+    [
+        (SLO(), True),
+        (SLO(ttft_s=1.0), True),
+        (SLO(ttft_s=0.9), False),
+        (SLO(tpot_s=2.0), True),
+        (SLO(tpot_s=1.9), False),  # one sequence of the two is slower
+        (SLO(ttft_s=1.0, tpot_s=2.0), True),
+        (SLO(ttft_s=0.9, tpot_s=2.0), False),
+    ],
+)
+def test_every_target_has_to_be_met(slo: SLO, met: bool):
+    assert timeline([11.0, 12.0], [11.0, 13.0]).meets(slo) is met
