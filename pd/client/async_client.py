@@ -101,6 +101,8 @@ class AsyncClient:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             transport=transport,
             trust_env=False,
+            # Loading certificates takes longer than a request: only where they are needed.
+            verify=not base_url.startswith("http://"),
         )
 
     async def generate(self, prompt: Prompt, **params: Any) -> Completion:

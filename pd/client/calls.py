@@ -70,7 +70,8 @@ class Retries:
         if isinstance(cause, httpx.Response):
             if cause.status_code not in (429, 503):
                 return None
-            return min(_retry_after_s(cause) or backoff_s, _MAX_WAIT_S)
+            told_s = _retry_after_s(cause)
+            return min(backoff_s if told_s is None else told_s, _MAX_WAIT_S)
         # Nothing was sent: no connection came about.
         return backoff_s if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout) else None
 
@@ -147,8 +148,11 @@ def transport_error(error: httpx.TransportError, *, streaming: bool = False) -> 
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(response.headers[name]) * unit_s
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,37 +27,63 @@ from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.ops_routes import OpsRoutes, error_response
 from pd.gateway.served import ServedModel
 
+log = logging.getLogger(__name__)
+
+_WRONG_KEY = RequestError(
+    "wrong or missing API key: send it as 'Authorization: Bearer KEY'",
+    status=401,
+    code="invalid_api_key",
+    kind="authentication_error",
+)
+_BUG = RequestError("internal error", status=500, code="internal_error", kind="server_error")
+
+
+class CountedSend:
+    """The server's `send`, counting responses by status. `raw` is for what needs no counting."""
+
+    __slots__ = ("raw", "started", "_responses")
+
+    def __init__(self, raw: Send, responses: Counter[str]) -> None:
+        self.raw = raw
+        self.started = False
+        self._responses = responses
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._responses[str(message["status"])] += 1
+        await self.raw(message)
+
 
 @dataclass(frozen=True)
-class Guard:
-    """Checks the API key of everything under /v1, and counts responses by status.
+class FrontDoor:
+    """Checks the API key of everything under /v1, then sends a request where it belongs.
 
-    `/health`, `/ready` and `/metrics` stay open: probes and scrapers have no key, and nothing
+    Generation goes straight to its endpoint: every layer in between costs on every token.
+    `/health`, `/ready` and `/metrics` need no key: probes and scrapers have none, and nothing
     there tells about a request.
     """
 
-    app: ASGIApp
+    endpoints: Mapping[str, ASGIApp]  # POST, by path
+    others: ASGIApp
     api_key: str | None
     metrics: GatewayMetrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
             return
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.metrics.responses[str(message["status"])] += 1
-            await send(message)
-
+        counted = CountedSend(send, self.metrics.responses)
         if scope["path"].startswith("/v1") and not self._allowed(scope):
-            refused = RequestError(
-                "wrong or missing API key: send it as 'Authorization: Bearer KEY'",
-                status=401, code="invalid_api_key", kind="authentication_error",
-            )  # fmt: skip
-            await send_error(counted, refused)
+            await send_error(counted, _WRONG_KEY)
             return
-        await self.app(scope, receive, counted)
+        app = self.endpoints.get(scope["path"]) if scope["method"] == "POST" else None
+        try:
+            await (app or self.others)(scope, receive, counted)
+        except Exception:  # a bug of ours: the log has the traceback, the client the fact
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if counted.started:
+                raise
+            await send_error(counted, _BUG)
 
     def _allowed(self, scope: Scope) -> bool:
         if self.api_key is None:
@@ -73,28 +101,24 @@ def build_app(
     *,
     api_key: str | None = None,
     write_timeout_s: float = 60.0,
-) -> Starlette:
+) -> FrontDoor:
     """Everything that answers HTTP, over a link that was started."""
     link.metrics.watch(lambda: link.running, link.status)
     completions = GenerationEndpoint(
         prepare_completion, Completion, model, link, limits, write_timeout_s
     )
     chat = GenerationEndpoint(prepare_chat, ChatCompletion, model, link, limits, write_timeout_s)
-    app = Starlette(
+    endpoints = {"/v1/completions": completions, "/v1/chat/completions": chat}
+    others = Starlette(
         routes=[
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            # Only to tell a wrong method from a wrong path.
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
             *OpsRoutes(model, link).routes(),
         ],
-        middleware=[Middleware(Guard, api_key=api_key, metrics=link.metrics)],
-        exception_handlers={
-            RequestError: _request_error,
-            HTTPException: _http_error,
-            Exception: _server_error,
-        },
+        exception_handlers={RequestError: _request_error, HTTPException: _http_error},
     )
-    app.router.redirect_slashes = False
-    return app
+    others.router.redirect_slashes = False
+    return FrontDoor(endpoints, others, api_key, link.metrics)
 
 
 async def _request_error(request: Request, error: Exception) -> Response:
@@ -114,10 +138,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     response = error_response(RequestError(message, status=error.status_code, code=code))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _server_error(request: Request, error: Exception) -> Response:
-    """A bug of ours: the log has the traceback, the client only the fact."""
-    return error_response(
-        RequestError("internal error", status=500, code="internal_error", kind="server_error")
-    )

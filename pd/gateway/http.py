@@ -38,7 +38,11 @@ def error_body(error: RequestError) -> bytes:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     if isinstance(error, RejectedError):
-        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        # Whole seconds are the standard; OpenAI's clients prefer the exact time.
+        return {
+            "retry-after": str(max(1, math.ceil(error.retry_after_s))),
+            "retry-after-ms": str(max(1, math.ceil(error.retry_after_s * 1000))),
+        }
     return {"www-authenticate": "Bearer"} if error.status == 401 else {}
 
 

@@ -25,6 +25,7 @@ from pd.gateway.stream import StreamFailedError
 from pd.gateway.writer import ABORT
 from pd.types import Peer
 
+_BACKLOG = 2048  # connections that wait to be accepted
 _SHUTTING_DOWN = StreamFailedError("the server is shutting down", status=503)
 
 
@@ -83,7 +84,7 @@ class GatewayServer:
                 proxy_headers=False,
                 timeout_keep_alive=options.keep_alive_s,
                 timeout_graceful_shutdown=5,
-                backlog=2048,
+                backlog=_BACKLOG,
             )
         )
 
@@ -139,6 +140,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen(_BACKLOG)  # from now on clients wait instead of being refused
     except OSError as error:
         bound.close()
         raise ConfigError(

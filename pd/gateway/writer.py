@@ -21,6 +21,8 @@ class BodyWriter:
 
     def __init__(self, scope: Scope, send: Send, timeout_s: float) -> None:
         self._send = send
+        # Past the layer that counts responses, which a piece of a body does not concern.
+        self._send_body: Send = getattr(send, "raw", send)
         self._timeout_s = timeout_s
         self._abort: Callable[[], Any] | None = scope.get("state", {}).get(ABORT)
         self._loop = asyncio.get_running_loop()
@@ -35,12 +37,12 @@ class BodyWriter:
 
     async def write(self, data: bytes) -> None:
         self._writing_since_s = self._loop.time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send_body({"type": "http.response.body", "body": data, "more_body": True})
         self._writing_since_s = None
 
     async def finish(self, data: bytes) -> None:
         self._writing_since_s = self._loop.time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._send_body({"type": "http.response.body", "body": data, "more_body": False})
         self.close()
 
     def close(self) -> None:
