@@ -40,6 +40,8 @@ class Segment:
     def __init__(self, name: str, descriptor: int, num_bytes: int, *, owner: bool) -> None:
         self.name = name
         self.map = mmap.mmap(descriptor, num_bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer faults, where the host gives huge pages here
+            self.map.madvise(mmap.MADV_HUGEPAGE)
         # The owner's descriptor carries the lock; a guest has no use for its own.
         self._descriptor = descriptor if owner else -1
         if not owner:

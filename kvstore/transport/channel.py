@@ -38,8 +38,11 @@ _ROOM = 1024  # messages; above Lane.MAX_SENT
 class ChannelTransport(Transport):
     """What differs is how bytes leave (`_emit`) and how they are taken in (`_land`)."""
 
-    def __init__(self, node: LocalNode, *, inbox_messages: int, payload_bytes: int) -> None:
+    def __init__(
+        self, node: LocalNode, *, message_bytes: int, inbox_messages: int, payload_bytes: int
+    ) -> None:
         super().__init__(node)
+        self._message_bytes = min(message_bytes, node.settings.message_bytes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             socket = sockets.bind(
@@ -160,7 +163,7 @@ class ChannelTransport(Transport):
             lane.socket.send_multipart([head, *payload], zmq.NOBLOCK, copy=False)
         except (TransferError, zmq.ZMQError) as error:
             log.warning("blocks to %s not sent: %s", lane.peer.id, error)
-            lane.answered(sequence, now)
+            lane.unsent(sequence)
             self._piece_done(piece, False)
 
     def _answers(self, lane: Lane) -> None:
@@ -177,7 +180,10 @@ class ChannelTransport(Transport):
                 if not isinstance(message, Landed) or header.sender != lane.peer.id:
                     self._inbox.refused(f"{message} from {header.sender}")
                     continue
-                piece = lane.answered(message.sequence, time.monotonic())
+                piece, lost = lane.answered(message.sequence, time.monotonic())
+                for other in lost:
+                    log.warning("blocks on their way to %s were lost", lane.peer.id)
+                    self._piece_done(other, False)
                 if piece is not None:
                     if not message.ok:
                         job = piece.push.job
@@ -247,7 +253,7 @@ class ChannelTransport(Transport):
             return
         block_bytes = self.node.arena.layout.block_bytes
         push = PushState(job, 1, len(job.src) * block_bytes, time.monotonic())
-        lane.waiting.extend(split(push, block_bytes, self.node.settings.message_bytes))
+        lane.waiting.extend(split(push, block_bytes, self._message_bytes))
 
     def _cancel(self, transfer_id: int) -> None:
         for lane in self._lanes.values():

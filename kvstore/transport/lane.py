@@ -11,6 +11,8 @@ import zmq
 from kvstore.transport.base import PushState
 from pd.types import Peer
 
+_MAX_PIECE_BLOCKS = 256  # each may be a frame of its own
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -31,7 +33,7 @@ class Piece:
 def split(push: PushState, block_bytes: int, message_bytes: int) -> list[Piece]:
     """The pieces of a push, each of at most `message_bytes` and at least one block."""
     job = push.job
-    size = max(1, message_bytes // block_bytes)
+    size = min(_MAX_PIECE_BLOCKS, max(1, message_bytes // block_bytes))
     pieces = [
         Piece(push, job.first + at, src, job.dst[at : at + size], len(src) * block_bytes)
         for at in range(0, len(job.src), size)
@@ -80,13 +82,27 @@ class Lane:
         self._sent_bytes += piece.num_bytes
         return sequence, piece
 
-    def answered(self, sequence: int, now: float) -> Piece | None:
-        """The piece that an answer belongs to, off the way; None for an answer to nothing."""
-        piece = self.sent.pop(sequence, None)
-        if piece is not None:
+    def answered(self, sequence: int, now: float) -> tuple[Piece | None, list[Piece]]:
+        """(the piece that was answered, those before it that never will be), off the way.
+
+        Answers come in the order of the pieces, so one that is passed over was lost: a
+        connection broke and came back. An answer to nothing gives (None, []).
+        """
+        if sequence not in self.sent:
+            return None, []
+        lost = []
+        for earlier in list(self.sent):
+            piece = self.sent.pop(earlier)
             self._sent_bytes -= piece.num_bytes
-            self.progress_at = now
-        return piece
+            if earlier == sequence:
+                break
+            lost.append(piece)
+        self.progress_at = now
+        return piece, lost
+
+    def unsent(self, sequence: int) -> None:
+        """Take back a piece that could not be sent."""
+        self._sent_bytes -= self.sent.pop(sequence).num_bytes
 
     def stalled(self, now: float, timeout_s: float) -> bool:
         return bool(self.sent) and now - self.progress_at >= timeout_s

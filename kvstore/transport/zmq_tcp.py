@@ -25,9 +25,12 @@ class ZmqTransport(ChannelTransport):
     name: ClassVar[str] = "zmq"
 
     def __init__(self, node: LocalNode) -> None:
-        # A few messages of room: what a receiver does not get to stays with the senders.
         limit = max(64 << 20, node.settings.message_bytes, node.arena.layout.block_bytes)
-        super().__init__(node, inbox_messages=2, payload_bytes=limit)
+        super().__init__(
+            node,
+            # A few messages of room: what a receiver does not get to stays with the senders.
+            message_bytes=4 << 20, inbox_messages=2, payload_bytes=limit,
+        )  # fmt: skip
 
     def _emit(self, lane: Lane, piece: Piece) -> tuple[int, Sequence[zmq.Frame]]:
         blocks = self.node.arena.blocks

@@ -165,6 +165,28 @@ def test_a_transport_whose_thread_fails_fails_its_pushes(
     assert "zmq transport of a ended" in caplog.text
 
 
+def test_a_piece_whose_answer_is_passed_over_was_lost(nodes: list[Node]) -> None:
+    a = Node("a", ["zmq"], epoch=1, message_bytes=BLOCK)
+    nodes.append(a)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    try:
+        router.bind("tcp://127.0.0.1:*")
+        peer = Peer("lossy", 1, {"zmq": router.getsockopt_string(zmq.LAST_ENDPOINT)})
+        a.hub.connect(peer)
+        a.push(peer, 1, [0, 1], [0, 1])
+        a.push(peer, 2, [2], [2])
+        for sequence in range(3):
+            identity, *_ = router.recv_multipart()
+            if sequence != 1:
+                answer = CODEC.encode(Landed(sequence, True), cluster_id=CLUSTER, sender="lossy")
+                router.send_multipart([identity, *answer])
+        assert not a.wait_pushed(1)[0].ok and a.wait_pushed(2)[0].ok
+    finally:
+        router.close(linger=0)
+        context.term()
+
+
 # ------------------------------------------------------------------ forged messages
 class Forger:
     """A sender that can say anything."""

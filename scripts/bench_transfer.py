@@ -1,0 +1,272 @@
+"""How fast KV blocks move: every transport against a plain copy and against raw ZeroMQ.
+
+    python scripts/bench_transfer.py [--blocks 128] [--rounds 9] [--json benchmarks/transfer.json]
+
+Sender and receiver are two processes, as in a cell. A transfer counts from the push until
+the receiver has verified every block and said so. All candidates take turns in every round,
+so that whatever else the machine does hits each of them alike; reported is the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zmq
+from rich.console import Console
+from rich.table import Table
+
+from kvstore.arena import KVArena
+from kvstore.layout import KVLayout
+from kvstore.transfer import Push
+from kvstore.transport.base import TransportSettings
+from kvstore.transport.hub import TransportHub
+from pd.types import Peer
+
+CLUSTER = 1
+SMOLLM2 = KVLayout("float32", 30, 3, 64, 16, "smollm2-135m")
+Run = Callable[[int], float]  # number of blocks -> seconds
+
+
+class End:
+    """One end of a bench: an arena and a hub whose events are waited for."""
+
+    def __init__(
+        self, name: str, epoch: int, num_blocks: int, transport: str, verify: bool
+    ) -> None:
+        self.arena = KVArena(SMOLLM2, num_blocks, shared=True)
+        self.arena.blocks[:] = epoch  # touched, as the arena of a node that has run for a while
+        self.ready = threading.Event()
+        self.hub = TransportHub(
+            name, CLUSTER, self.arena, transports=[transport],
+            settings=TransportSettings(verify=verify), on_event=self.ready.set,
+        )  # fmt: skip
+        self.hub.epoch = epoch
+
+    def close(self) -> None:
+        self.hub.close()
+        self.arena.close()
+
+
+def receive(transport: str, verify: bool, num_blocks: int, rounds: int) -> None:
+    """The other process: takes every transfer it is sent until its input ends."""
+    if transport == "raw":
+        receive_raw()
+        return
+    end = End("receiver", 2, num_blocks, transport, verify)
+    for transfer_id in range(2 * rounds):
+        end.hub.expect(transfer_id, "sender", 1, range(num_blocks))
+    print(json.dumps(end.hub.endpoints()), flush=True)
+    done = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), done.set(), end.ready.set())).start()
+    while not done.is_set():
+        end.ready.wait()
+        end.ready.clear()
+        end.hub.poll()
+    end.close()
+
+
+def receive_raw() -> None:
+    """Plain ZeroMQ: take messages, answer the one that is marked as last."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    data, answers = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    data.rcvhwm = 2
+    ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (data, answers)]
+    print(json.dumps(ports), flush=True)
+    while True:
+        mark, *_ = data.recv_multipart(copy=False)
+        if mark.bytes == b"last":
+            answers.send(b"")
+        elif mark.bytes == b"end":
+            break
+    for socket in (data, answers):
+        socket.close(linger=0)
+    context.term()
+
+
+class Child:
+    def __init__(self, transport: str, verify: bool, num_blocks: int, rounds: int) -> None:
+        command = [sys.executable, __file__, "--receive", transport, "--blocks", str(num_blocks),
+                   "--rounds", str(rounds)]  # fmt: skip
+        self.process = subprocess.Popen(
+            command + ["--no-verify"] * (not verify),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout
+        self.said = json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@dataclass
+class Candidate:
+    name: str
+    run: Run
+    close: Callable[[], None]
+
+
+def transport(name: str, verify: bool, num_blocks: int, rounds: int) -> Candidate:
+    sender = End("sender", 1, num_blocks, name, verify)
+    if name == "inproc":
+        receiver = End("receiver", 2, num_blocks, name, verify)
+        for transfer_id in range(2 * rounds):
+            receiver.hub.expect(transfer_id, "sender", 1, range(num_blocks))
+        endpoints, close_receiver = receiver.hub.endpoints(), receiver.close
+    else:
+        child = Child(name, verify, num_blocks, rounds)
+        endpoints, close_receiver = child.said, child.close
+    sender.hub.connect(Peer("receiver", 2, endpoints))
+    transfers = iter(range(2 * rounds))
+
+    def run(count: int) -> float:
+        blocks = tuple(range(count))
+        job = Push(next(transfers), "receiver", 2, 0, blocks, blocks)
+        begun = time.perf_counter()
+        sender.hub.push(job)
+        while not (events := sender.hub.poll()):
+            sender.ready.wait()
+            sender.ready.clear()
+        seconds = time.perf_counter() - begun
+        assert len(events) == 1 and events[0].ok, events
+        return seconds
+
+    def close() -> None:
+        sender.close()
+        close_receiver()
+
+    return Candidate(name if verify else f"{name}, no checksums", run, close)
+
+
+def raw_zmq(num_blocks: int, rounds: int, message_bytes: int) -> Candidate:
+    """The same bytes in messages of the same size, zero-copy, without anything of ours."""
+    child = Child("raw", True, num_blocks, rounds)
+    blocks = np.ones((num_blocks, SMOLLM2.block_bytes), np.uint8)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    data, answers = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    data.connect(f"tcp://127.0.0.1:{child.said[0]}")
+    answers.connect(f"tcp://127.0.0.1:{child.said[1]}")
+    step = max(1, message_bytes // SMOLLM2.block_bytes)
+
+    def run(count: int) -> float:
+        begun = time.perf_counter()
+        for at in range(0, count, step):
+            end = min(count, at + step)
+            mark = b"last" if end == count else b"more"
+            data.send_multipart([mark, blocks[at:end].data], copy=False)
+        answers.recv()
+        return time.perf_counter() - begun
+
+    def close() -> None:
+        data.send(b"end")
+        data.close(linger=1000)
+        answers.close(linger=0)
+        context.term()
+        child.close()
+
+    return Candidate("raw ZeroMQ PUSH/PULL", run, close)
+
+
+def memory_copy(num_blocks: int) -> Candidate:
+    source = np.ones((num_blocks, SMOLLM2.block_bytes), np.uint8)
+    target = np.zeros_like(source)
+
+    def run(count: int) -> float:
+        begun = time.perf_counter()
+        target[:count] = source[:count]
+        return time.perf_counter() - begun
+
+    return Candidate("memory copy (numpy)", run, lambda: None)
+
+
+def measure(num_blocks: int, rounds: int) -> list[dict[str, object]]:
+    settings = TransportSettings()
+    candidates = [
+        memory_copy(num_blocks),
+        raw_zmq(num_blocks, rounds, settings.message_bytes),
+        *(
+            transport(name, verify, num_blocks, rounds)
+            for name in ("inproc", "shm", "zmq")
+            for verify in (True, False)
+        ),
+    ]
+    rows: list[dict[str, object]] = []
+    try:
+        times: dict[tuple[str, int], list[float]] = {}
+        for turn in range(rounds):
+            for candidate in candidates:
+                for count in (1, num_blocks):
+                    seconds = candidate.run(count)
+                    if turn:  # the first one connects and touches pages
+                        times.setdefault((candidate.name, count), []).append(seconds)
+    finally:
+        for candidate in candidates:
+            candidate.close()
+    for (name, count), seconds in times.items():
+        middle = statistics.median(seconds)
+        num_bytes = count * SMOLLM2.block_bytes
+        rows.append(
+            {
+                "what": name, "blocks": count, "bytes": num_bytes, "median_s": middle,
+                "best_s": min(seconds), "gb_per_s": num_bytes / middle / 1e9,
+            }
+        )  # fmt: skip
+    for row in rows:
+        for key, base in (("vs_copy", "memory copy (numpy)"), ("vs_zmq", "raw ZeroMQ PUSH/PULL")):
+            (other,) = (
+                r["gb_per_s"] for r in rows if r["what"] == base and r["blocks"] == row["blocks"]
+            )
+            row[key] = row["gb_per_s"] / other
+    return rows
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    table = Table(title="KV blocks of SmolLM2-135M, fp32, 16 tokens (737,280 bytes)")
+    for heading in ("", "blocks", "time, ms", "GB/s", "of a copy", "of raw ZeroMQ"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in sorted(rows, key=lambda row: row["blocks"]):
+        table.add_row(
+            str(row["what"]), str(row["blocks"]), f"{row['median_s'] * 1e3:.2f}",
+            f"{row['gb_per_s']:.2f}", f"{row['vs_copy']:.2f}", f"{row['vs_zmq']:.2f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--blocks", type=int, default=128, help="blocks of a long transfer")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds; the first does not count")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/transfer.json"))
+    parser.add_argument("--receive", help=argparse.SUPPRESS)
+    parser.add_argument("--no-verify", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.blocks < 2 or arguments.rounds < 2:
+        parser.error("at least 2 blocks and 2 rounds are needed")
+    if arguments.receive:
+        receive(arguments.receive, not arguments.no_verify, arguments.blocks, arguments.rounds)
+        return
+    rows = measure(arguments.blocks, arguments.rounds)
+    show(rows)
+    record = {
+        "machine": {"cpus": os.cpu_count(), "arch": platform.machine(), "zmq": zmq.zmq_version()},
+        "block_bytes": SMOLLM2.block_bytes,
+        "rounds": arguments.rounds - 1,
+        "rows": rows,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
