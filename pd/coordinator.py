@@ -10,7 +10,7 @@ Feeding the same events to a fresh coordinator gives the same effects (`pd.recor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pd.members import Gateway, Members, Node
 from pd.messages import (
@@ -83,7 +83,6 @@ class Coordinator:
         self.members.heard_of(sender, now)
         if isinstance(message, Snapshot):
             self.members.on_snapshot(sender, message.snapshot)
-            self._unpark(now)
         elif isinstance(message, Submit):
             self._submit(message.work, now)
         elif isinstance(message, Finished):
@@ -113,6 +112,9 @@ class Coordinator:
         """A message could not be queued for its receiver."""
         if isinstance(message, StartPrefill | Reserve):
             work = message.work
+            node = self.members.nodes.get(to)
+            if node is not None:  # no snapshot will ever show it
+                node.credit.pop(message.transfer_id, None)
             self._abort(work.request.request_id, work.indices)
             self._interrupt(work, f"{to} could not be reached")
 
@@ -134,17 +136,17 @@ class Coordinator:
     # -------------------------------------------------------------- requests
     def _submit(self, work: Work, now: float) -> None:
         request = work.request
+        if request.gateway not in self.members.gateways:
+            return  # it was sent before its gateway was lost: nobody waits for it any more
         self._abort(request.request_id, work.indices)  # of an earlier attempt
-        reason = self._never_fits(work)
-        if reason is not None:
-            self._reject(work, 400, reason)
-            return
-        placement = route(self._candidates())
+        placement = route(self._candidates(work))
         if placement is None:
             if work.attempt:
                 self._parked.append(Parked(work, now))
+            elif (reason := self._never_fits(work)) is not None:
+                self._reject(work, 400, reason)
             else:
-                self._reject(work, 503, f"the cell is not ready: {self.members.missing()}", 5.0)
+                self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
             return
         if not work.attempt:
             overload = admit(
@@ -197,12 +199,14 @@ class Coordinator:
 
     def _cancel(self, request_id: str, indices: tuple[int, ...]) -> None:
         self._abort(request_id, indices)
-        self._parked = [
-            parked
-            for parked in self._parked
-            if parked.work.request.request_id != request_id
-            or not set(parked.work.indices) <= set(indices)
-        ]
+        parked, self._parked = self._parked, []
+        for item in parked:
+            work = item.work
+            if work.request.request_id == request_id:
+                wanted = tuple(index for index in work.indices if index not in indices)
+                item.work = replace(work, indices=wanted)
+            if item.work.indices:
+                self._parked.append(item)
 
     def _abort(self, request_id: str, indices: tuple[int, ...]) -> None:
         """Drop these outputs on the nodes they were assigned to, in whatever attempt."""
@@ -251,13 +255,13 @@ class Coordinator:
     def _unpark(self, now: float) -> None:
         if not self._parked:
             return
-        placement = route(self._candidates())
         parked, self._parked = self._parked, []
         for item in parked:
+            placement = route(self._candidates(item.work))
             if placement is not None:
-                self._submit(item.work, now)
+                self._place(item.work, placement)
             elif now - item.since >= self.limits.recovery_timeout_s:
-                reason = f"no node came back to go on with it: {self.members.missing()}"
+                reason = f"no node came back to go on with it: {self._lacks()}"
                 self._reject(item.work, 503, reason, 5.0)
             else:
                 self._parked.append(item)
@@ -296,8 +300,16 @@ class Coordinator:
         self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
 
     # -------------------------------------------------------------- views
-    def _candidates(self) -> list[Candidate]:
-        return [node.candidate() for node in self.members.nodes.values()]
+    def _candidates(self, work: Work | None = None) -> list[Candidate]:
+        """The nodes as routing sees them; with `work`, those that can hold it."""
+        return [
+            node.candidate()
+            for node in self.members.nodes.values()
+            if work is None or _holds(node, work, prefill=node.hello.role == "prefill")
+        ]
+
+    def _lacks(self) -> str:
+        return self.members.missing() or "no node with room for a prompt of this size is up"
 
     def _num_waiting(self) -> int:
         """Prompts in the cell that have not been computed yet, on the way ones included."""
@@ -334,7 +346,7 @@ def _holds(node: Node, work: Work, *, prefill: bool = False) -> bool:
         return -(-work.num_tokens // size) <= num_blocks
     request = work.request
     longest = len(request.prompt) + request.params.max_tokens
-    if len(work.indices) > node.hello.max_num_seqs:
+    if longest > node.hello.max_model_len or len(work.indices) > node.hello.max_num_seqs:
         return False
     # With n > 1 every sequence needs one block of its own besides the shared prompt.
     own = len(work.indices) if len(work.indices) > 1 else 0

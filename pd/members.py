@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -9,6 +10,8 @@ from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, Welcome
 from pd.outbox import Kill, Outbox
 from pd.policies.route import Candidate
 from pd.types import NodeSnapshot, Peer
+
+_REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
 
 
 @dataclass(slots=True)
@@ -40,6 +43,7 @@ class Node:
             self.hello.max_num_seqs,
             sum(tokens for tokens, _ in self.credit.values()),
             sum(seqs for _, seqs in self.credit.values()),
+            self.hello.layout,
         )
 
     def describe(self, now: float) -> Mapping[str, str | int | float | bool]:
@@ -73,6 +77,15 @@ class Gateway:
         return Kill(self.id, self.hello.incarnation, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """A silent process that is to be ended. Until that is known it may wake up and write, so
+    its peers are only told at `until`, by when it can be taken for unreachable."""
+
+    member: Node | Gateway
+    until: float
+
+
 class Members:
     """Joining, leaving and falling silent. Every process gets an epoch that never repeats."""
 
@@ -82,6 +95,9 @@ class Members:
         self._outbox = outbox
         self._timeout_s = timeout_s
         self._last_epoch = 0
+        self._condemned: dict[str, Condemned] = {}
+        self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
+        self._last_check = float("-inf")
 
     def node_joins(self, hello: NodeHello, now: float) -> Node | None:
         """Welcome a node; returns the earlier process of that name, if it is now gone."""
@@ -89,7 +105,9 @@ class Members:
         if known is not None and known.hello.incarnation == hello.incarnation:
             self._welcome(known.id, hello.incarnation, known.epoch)
             return None
-        lost = self.remove(hello.node_id, known.hello.incarnation) if known is not None else None
+        if (hello.node_id, hello.incarnation) in self._dead:
+            return None
+        lost = self._replace(known, hello.node_id)
         self._last_epoch += 1
         empty = NodeSnapshot(
             hello.node_id, hello.role, self._last_epoch,
@@ -106,7 +124,9 @@ class Members:
         if known is not None and known.hello.incarnation == hello.incarnation:
             self._welcome(known.id, hello.incarnation, known.epoch)
             return None
-        lost = self.remove(hello.gateway_id, known.hello.incarnation) if known else None
+        if (hello.gateway_id, hello.incarnation) in self._dead:
+            return None
+        lost = self._replace(known, hello.gateway_id)
         self._last_epoch += 1
         self.gateways[hello.gateway_id] = Gateway(hello, self._last_epoch, now)
         self._welcome(hello.gateway_id, hello.incarnation, self._last_epoch)
@@ -115,13 +135,16 @@ class Members:
 
     def remove(self, member_id: str, incarnation: int) -> Node | Gateway | None:
         """This process is gone: everybody hears of it. None if it is not a member (any more)."""
+        self._dead.append((member_id, incarnation))
+        condemned = self._condemned.get(member_id)
+        if condemned is not None and condemned.member.hello.incarnation == incarnation:
+            self._bury(condemned.member)
+            return None
         member = self.nodes.get(member_id) or self.gateways.get(member_id)
         if member is None or member.hello.incarnation != incarnation:
             return None
-        self.nodes.pop(member_id, None)
-        self.gateways.pop(member_id, None)
-        for node_id in self.nodes:
-            self._outbox.send(node_id, PeerLost(member_id, member.epoch))
+        self._leave(member)
+        self._bury(member)
         self._announce()
         return member
 
@@ -139,22 +162,63 @@ class Members:
             del node.credit[transfer_id]
 
     def silent(self, now: float) -> list[Node | Gateway]:
-        """Remove and return every process that has not been heard of for too long."""
+        """Condemn and return every process that has not been heard of for too long.
+
+        They are no members any more. The caller has them ended; `remove` tells their peers.
+        """
         members: list[Node | Gateway] = [*self.nodes.values(), *self.gateways.values()]
+        if now - self._last_check >= self._timeout_s / 2:
+            # It is this process that was away: what the others said meanwhile is yet to be read.
+            for member in members:
+                member.last_heard = now
+        self._last_check = now
+        for condemned in list(self._condemned.values()):
+            if now >= condemned.until:
+                self._bury(condemned.member)
         gone = [m for m in members if now - m.last_heard >= self._timeout_s]
         for member in gone:
-            self.remove(member.id, member.hello.incarnation)
+            self._leave(member)
+            self._condemned[member.id] = Condemned(member, now + self._timeout_s)
+        if gone:
+            self._announce()
         return gone
 
     def missing(self) -> str:
         """What the cell lacks to serve, in words; empty when it can."""
-        roles = {node.hello.role for node in self.nodes.values()}
-        if "mixed" in roles or {"prefill", "decode"} <= roles:
+        layouts: dict[str, set[int]] = {}
+        for node in self.nodes.values():
+            layouts.setdefault(node.hello.role, set()).add(node.hello.layout)
+        roles = layouts.keys()
+        if "mixed" in roles:
             return ""
         if not roles:
             return "no node has joined yet"
+        if {"prefill", "decode"} <= roles:
+            if layouts["prefill"] & layouts["decode"]:
+                return ""
+            return (
+                "no prefill and decode node have the same KV layout; "
+                "start them with the same model, dtype and block size"
+            )
         lacking = {"prefill", "decode"} - roles
         return f"no {' and no '.join(sorted(lacking))} node is up"
+
+    def _replace(self, known: Node | Gateway | None, member_id: str) -> Node | Gateway | None:
+        """A process joins under this id, so what was there before is gone."""
+        condemned = self._condemned.get(member_id)
+        if condemned is not None:
+            self._bury(condemned.member)
+        return None if known is None else self.remove(member_id, known.hello.incarnation)
+
+    def _leave(self, member: Node | Gateway) -> None:
+        self.nodes.pop(member.id, None)
+        self.gateways.pop(member.id, None)
+
+    def _bury(self, member: Node | Gateway) -> None:
+        """It is known to be gone, and with it whatever it was still writing."""
+        self._condemned.pop(member.id, None)
+        for node_id in self.nodes:
+            self._outbox.send(node_id, PeerLost(member.id, member.epoch))
 
     def _welcome(self, member_id: str, incarnation: int, epoch: int) -> None:
         self._outbox.send(member_id, Welcome(member_id, incarnation, epoch))

@@ -1,0 +1,434 @@
+"""Admission, placement, losses and parking, one event at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from cell.workload import make_request
+
+from pd.coordinator import Coordinator, CoordinatorLimits
+from pd.messages import (
+    Abort,
+    Admitted,
+    Cancel,
+    CellStatus,
+    Finished,
+    GatewayHello,
+    Granted,
+    Heartbeat,
+    Interrupted,
+    Message,
+    NodeHello,
+    PeerLost,
+    Rejected,
+    Reserve,
+    Snapshot,
+    StartPrefill,
+    Submit,
+)
+from pd.outbox import Effect, Kill, Send
+from pd.types import NodeSnapshot, Role, Work
+
+M = TypeVar("M", bound=Message)
+
+
+class Driver:
+    """`sent` returns what is new since it (or `clear`) was last called, with its receivers."""
+
+    def __init__(self, *roles: tuple[str, Role], **limits: Any) -> None:
+        self.coordinator = Coordinator(
+            CoordinatorLimits(node_timeout_s=5.0, recovery_timeout_s=30.0, **limits)
+        )
+        self.now = 0.0
+        self.incarnations = 0
+        self._effects: list[Effect] = []
+        self.hear("g", GatewayHello("g", 1, {}))
+        for node_id, role in roles:
+            self.join(node_id, role)
+        self.clear()
+
+    def hear(self, sender: str, message: Message) -> None:
+        self.coordinator.on_message(sender, message, self.now)
+
+    def join(self, node_id: str, role: Role, **sizes: int) -> int:
+        self.incarnations += 1
+        values = {"num_blocks": 20, "max_model_len": 80, "max_num_seqs": 8, "layout": 1, **sizes}
+        self.hear(
+            node_id,
+            NodeHello(
+                node_id, role, self.incarnations, {}, values["layout"], values["num_blocks"], 4,
+                values["max_model_len"], values["max_num_seqs"], 0, "host",
+            ),
+        )  # fmt: skip
+        return self.incarnations
+
+    def lose(self, node_id: str) -> None:
+        incarnation = self.coordinator.members.nodes[node_id].hello.incarnation
+        self.coordinator.on_process_lost(node_id, incarnation, self.now, "was killed")
+
+    def submit(self, name: str = "r", num_tokens: int = 10, **more: Any) -> Work:
+        attempt, output = more.pop("attempt", 0), more.pop("output", ())
+        gateway = more.pop("gateway", "g")
+        request = make_request(name, (1,) * num_tokens, gateway=gateway, **more)
+        work = Work(request, tuple(range(request.params.n)), output, attempt)
+        self.hear(gateway, Submit(work))
+        return work
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Time passes; everybody is heard of."""
+        end = self.now + seconds
+        while True:
+            for member_id in (*self.coordinator.members.nodes, *self.coordinator.members.gateways):
+                self.hear(member_id, Heartbeat(member_id))
+            self.coordinator.tick(self.now)
+            if self.now >= end:
+                return
+            self.now = min(end, self.now + 1.0)
+
+    def sent(self, kind: type[M]) -> list[tuple[str, M]]:
+        self._effects += self.coordinator.drain()
+        found = [e for e in self._effects if isinstance(e, Send) and isinstance(e.message, kind)]
+        self._effects = [e for e in self._effects if e not in found]
+        return [(e.to, e.message) for e in found]  # type: ignore[misc]
+
+    def rejected(self) -> Rejected:
+        ((to, message),) = self.sent(Rejected)
+        assert to == "g" and not self.sent(StartPrefill)
+        return message
+
+    def clear(self) -> None:
+        self.coordinator.drain()
+        self._effects.clear()
+
+    @property
+    def num_requests(self) -> int:
+        return self.coordinator.status(self.now).num_requests
+
+
+@pytest.fixture
+def pair() -> Driver:
+    return Driver(("p0", "prefill"), ("d0", "decode"))
+
+
+# ---------------------------------------------------------------- placing
+def test_work_goes_to_both_ends_of_a_hand_off(pair: Driver) -> None:
+    work = pair.submit(n=2)
+    ((to_decode, reserve),) = pair.sent(Reserve)
+    ((to_prefill, start),) = pair.sent(StartPrefill)
+    assert (to_decode, to_prefill) == ("d0", "p0")
+    nodes = pair.coordinator.members.nodes
+    assert reserve == Reserve(work, start.transfer_id, "p0", nodes["p0"].epoch)
+    assert start == StartPrefill(work, reserve.transfer_id, "d0", nodes["d0"].epoch)
+    assert pair.sent(Admitted) == [("g", Admitted("r", (0, 1), 0, "p0", "d0"))]
+
+
+def test_a_mixed_node_gets_one_order() -> None:
+    driver = Driver(("m0", "mixed"))
+    driver.submit()
+    assert not driver.sent(Reserve)
+    ((to, start),) = driver.sent(StartPrefill)
+    assert to == start.decode == "m0"
+
+
+def test_transfer_ids_are_never_used_twice(pair: Driver) -> None:
+    for number in range(5):
+        pair.submit(f"r{number}")
+    ids = [start.transfer_id for _, start in pair.sent(StartPrefill)]
+    assert len(set(ids)) == 5
+
+
+def test_a_burst_between_snapshots_spreads() -> None:
+    driver = Driver(("p0", "prefill"), ("p1", "prefill"), ("d0", "decode"), ("d1", "decode"))
+    for number in range(8):
+        driver.submit(f"r{number}")
+    starts = driver.sent(StartPrefill)
+    assert sorted(to for to, _ in starts) == ["p0"] * 4 + ["p1"] * 4
+    assert sorted(start.decode for _, start in starts) == ["d0"] * 4 + ["d1"] * 4
+
+
+def test_a_request_goes_only_where_it_fits() -> None:
+    """Nodes of several sizes: the idle one is no use if it can never hold the sequence."""
+    driver = Driver(("p0", "prefill"))
+    driver.join("small", "decode", num_blocks=3)
+    driver.join("busy", "decode", num_blocks=30)
+    full = NodeSnapshot("busy", "decode", 3, num_running=7, num_blocks=30, free_blocks=1)
+    driver.hear("busy", Snapshot(full))
+    driver.submit("long", 20)
+    driver.submit("short", 2, max_tokens=2)
+    assert [start.decode for _, start in driver.sent(StartPrefill)] == ["busy", "small"]
+
+
+def test_nodes_of_other_layouts_are_not_paired() -> None:
+    driver = Driver(("p0", "prefill"))
+    driver.join("d9", "decode", layout=2)
+    driver.submit()
+    rejected = driver.rejected()
+    assert rejected.status == 503 and "layout" in rejected.message
+    driver.tick()
+    ((_, status),) = driver.sent(CellStatus)
+    assert not status.ready and "layout" in status.reason
+
+
+# ---------------------------------------------------------------- refusing
+@pytest.mark.parametrize(
+    ("request_args", "why"),
+    [
+        ({"num_tokens": 78, "max_tokens": 3}, "more than the 80 tokens a sequence may have"),
+        ({"n": 9}, "decode node"),
+        ({"num_tokens": 62, "max_tokens": 17, "n": 5}, "decode node"),
+    ],
+)
+def test_what_never_fits_is_a_400(pair: Driver, request_args: dict[str, int], why: str) -> None:
+    pair.submit(**request_args)  # type: ignore[arg-type]
+    rejected = pair.rejected()
+    assert rejected.status == 400 and why in rejected.message
+    assert pair.num_requests == 0
+
+
+def test_what_just_fits_is_admitted(pair: Driver) -> None:
+    pair.submit("a", 77, max_tokens=3)
+    pair.submit("b", 62, max_tokens=17, n=4)
+    assert len(pair.sent(Admitted)) == 2
+
+
+def test_a_prompt_too_long_for_every_prefill_node_is_a_400() -> None:
+    driver = Driver(("d0", "decode"))
+    driver.join("p0", "prefill", num_blocks=2)
+    driver.submit("r", 20)
+    assert "prefill node" in driver.rejected().message
+
+
+@pytest.mark.parametrize("roles", [(), (("p0", "prefill"),), (("d0", "decode"),)])
+def test_a_cell_that_lacks_nodes_says_503(roles: tuple[tuple[str, Role], ...]) -> None:
+    driver = Driver(*roles)
+    driver.submit()
+    rejected = driver.rejected()
+    assert rejected.status == 503 and rejected.retry_after_s > 0
+    assert "not ready" in rejected.message and rejected.message.rstrip().endswith(("yet", "is up"))
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back() -> None:
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=2)
+    for number in range(3):
+        driver.submit(f"r{number}")
+    assert len(driver.sent(StartPrefill)) == 2
+    rejected = driver.rejected()
+    assert rejected.status == 429 and rejected.request_id == "r2"
+    assert 1.0 <= rejected.retry_after_s <= 60.0
+
+
+def test_the_queue_is_counted_from_snapshots_and_what_they_do_not_show_yet() -> None:
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=2)
+    driver.submit("a")
+    driver.submit("b")
+    idle = NodeSnapshot("p0", "prefill", 2, last_transfer_id=2, num_waiting=0)
+    driver.hear("p0", Snapshot(replace(idle, num_waiting=1)))
+    driver.submit("c")
+    driver.submit("d")
+    assert [message.request_id for _, message in driver.sent(Rejected)] == ["d"]
+    driver.hear("p0", Snapshot(replace(idle, last_transfer_id=3)))
+    driver.submit("e")
+    assert not driver.sent(Rejected)
+
+
+def test_work_that_has_begun_is_not_turned_away() -> None:
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=0)
+    driver.submit(attempt=1, output=(5,))
+    assert driver.sent(Admitted)
+
+
+# ---------------------------------------------------------------- ending
+def test_finished_and_cancelled_work_is_forgotten(pair: Driver) -> None:
+    pair.submit("a", n=2)
+    pair.submit("b")
+    pair.hear("g", Finished("a", (0,)))
+    assert pair.num_requests == 2
+    pair.hear("g", Finished("a", (1,)))
+    pair.hear("g", Cancel("b", (0,)))
+    pair.hear("g", Cancel("unknown", (0,)))
+    pair.hear("g", Finished("unknown", (7,)))
+    assert pair.num_requests == 0
+
+
+def test_a_cancel_reaches_both_nodes(pair: Driver) -> None:
+    pair.submit(n=3)
+    pair.hear("g", Finished("r", (1,)))
+    pair.hear("g", Cancel("r", (0, 1, 2)))
+    abort = Abort("r", (0, 2), 0)
+    assert pair.sent(Abort) == [("d0", abort), ("p0", abort)]
+
+
+def test_a_new_attempt_ends_the_one_before_it(pair: Driver) -> None:
+    pair.submit(n=2)
+    pair.clear()
+    work = pair.submit(n=2, attempt=1)
+    assert [message for _, message in pair.sent(Abort)] == [Abort("r", (0, 1), 0)] * 2
+    assert [start.work for _, start in pair.sent(StartPrefill)] == [work]
+
+
+def test_an_order_that_cannot_be_delivered_is_interrupted(pair: Driver) -> None:
+    work = pair.submit()
+    ((_, start),) = pair.sent(StartPrefill)
+    pair.coordinator.on_undeliverable("p0", start)
+    assert {to for to, _ in pair.sent(Abort)} == {"p0", "d0"}
+    ((_, interrupted),) = pair.sent(Interrupted)
+    assert interrupted.indices == work.indices and "p0" in interrupted.reason
+    assert pair.num_requests == 0
+
+
+def test_an_order_that_was_not_delivered_leaves_no_credit(pair: Driver) -> None:
+    pair.submit()
+    ((_, start),) = pair.sent(StartPrefill)
+    pair.coordinator.on_undeliverable("p0", start)
+    assert not pair.coordinator.members.nodes["p0"].credit
+
+
+def test_messages_that_can_be_missed_may_be_undeliverable(pair: Driver) -> None:
+    pair.coordinator.on_undeliverable("d0", Abort("r", (0,), 0))
+    assert not pair.coordinator.drain()
+
+
+def test_a_message_it_has_no_use_for_is_an_error(pair: Driver) -> None:
+    with pytest.raises(TypeError, match="Granted"):
+        pair.hear("p0", Granted(1, 0, ()))
+
+
+# ---------------------------------------------------------------- losses
+def test_a_lost_decode_node_interrupts_what_decodes_there() -> None:
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), ("d1", "decode"))
+    driver.submit("a", n=2)
+    driver.submit("b")
+    driver.hear("g", Finished("a", (0,)))
+    driver.lose("d0")
+    assert [(m.request_id, m.indices, m.unstarted_only) for _, m in driver.sent(Interrupted)] == [
+        ("a", (1,), False)
+    ]
+
+
+def test_a_lost_prefill_node_interrupts_what_has_not_begun(pair: Driver) -> None:
+    pair.submit()
+    pair.lose("p0")
+    ((_, interrupted),) = pair.sent(Interrupted)
+    assert interrupted.unstarted_only
+
+
+def test_a_lost_mixed_node_interrupts_everything() -> None:
+    driver = Driver(("m0", "mixed"))
+    driver.submit()
+    driver.lose("m0")
+    ((_, interrupted),) = driver.sent(Interrupted)
+    assert not interrupted.unstarted_only
+
+
+def test_a_late_report_of_an_earlier_process_interrupts_nothing(pair: Driver) -> None:
+    old = pair.coordinator.members.nodes["d0"].hello.incarnation
+    pair.join("d0", "decode")
+    pair.submit()
+    pair.clear()
+    pair.coordinator.on_process_lost("d0", old, pair.now, "was killed")
+    assert not pair.sent(Interrupted) and not pair.sent(PeerLost)
+
+
+def test_a_node_that_rejoins_has_lost_what_it_ran(pair: Driver) -> None:
+    pair.submit()
+    pair.join("d0", "decode")
+    assert len(pair.sent(Interrupted)) == 1
+
+
+def test_a_silent_node_is_ended_and_its_work_goes_on_elsewhere(pair: Driver) -> None:
+    pair.submit()
+    for _ in range(6):
+        pair.now += 1.0
+        pair.hear("d0", Heartbeat("d0"))
+        pair.hear("g", Heartbeat("g"))
+        pair.coordinator.tick(pair.now)
+    effects = pair.coordinator.drain()
+    (kill,) = [effect for effect in effects if isinstance(effect, Kill)]
+    assert kill.id == "p0" and "silent for 5 s" in kill.reason
+    messages = [effect.message for effect in effects if isinstance(effect, Send)]
+    assert any(isinstance(message, Interrupted) for message in messages)
+    assert not any(isinstance(message, PeerLost) for message in messages)
+    pair.coordinator.on_process_lost("p0", kill.incarnation, pair.now, "was killed")
+    assert pair.sent(PeerLost) and not pair.sent(Interrupted)
+
+
+def test_a_lost_gateway_takes_its_requests_with_it(pair: Driver) -> None:
+    pair.hear("g2", GatewayHello("g2", 1, {}))
+    pair.submit("a", n=2)
+    pair.submit("b", gateway="g2")
+    pair.lose("d0")
+    pair.submit("c", attempt=1, output=(1,))  # waits for a decode node
+    pair.clear()
+    pair.coordinator.on_process_lost("g", 1, pair.now, "was killed")
+    assert [(to, message.request_id) for to, message in pair.sent(Abort)] == [("p0", "a")]
+    assert pair.num_requests == 1
+
+
+def test_a_request_that_outlived_its_gateway_is_not_taken(pair: Driver) -> None:
+    pair.coordinator.on_process_lost("g", 1, pair.now, "was killed")
+    pair.submit()
+    assert not pair.sent(StartPrefill) and pair.num_requests == 0
+
+
+# ---------------------------------------------------------------- parking
+def test_interrupted_work_waits_for_a_node_to_come_back(pair: Driver) -> None:
+    pair.lose("d0")
+    pair.submit(attempt=1, output=(5,))
+    pair.tick(20.0)
+    assert not pair.sent(Rejected) and not pair.sent(StartPrefill) and pair.num_requests == 1
+    pair.join("d0", "decode")
+    pair.tick()
+    ((_, start),) = pair.sent(StartPrefill)
+    assert start.work.output == (5,) and pair.num_requests == 1
+
+
+def test_waiting_for_a_node_ends_after_a_while(pair: Driver) -> None:
+    pair.lose("d0")
+    pair.submit(attempt=1, output=(5,))
+    pair.tick(29.0)
+    assert not pair.sent(Rejected)
+    pair.tick(1.0)
+    rejected = pair.rejected()
+    assert rejected.status == 503 and "no decode node is up" in rejected.message
+    assert rejected.attempt == 1 and pair.num_requests == 0
+
+
+def test_waiting_work_can_be_cancelled_in_part_or_whole(pair: Driver) -> None:
+    pair.lose("d0")
+    pair.submit("a", n=3, attempt=1)
+    pair.submit("b", n=2, attempt=1)
+    pair.hear("g", Cancel("a", (1,)))
+    pair.hear("g", Cancel("b", (1,)))
+    pair.hear("g", Cancel("b", (0,)))
+    assert pair.num_requests == 1
+    pair.join("d0", "decode")
+    pair.tick()
+    assert [start.work.indices for _, start in pair.sent(StartPrefill)] == [(0, 2)]
+
+
+def test_interrupted_work_waits_for_a_node_that_is_large_enough() -> None:
+    driver = Driver(("p0", "prefill"))
+    driver.join("small", "decode", num_blocks=3)
+    driver.submit("r", 20, attempt=1, output=(5,))
+    driver.tick(5.0)
+    assert not driver.sent(Rejected) and not driver.sent(StartPrefill)
+    driver.join("large", "decode")
+    driver.tick()
+    assert [start.decode for _, start in driver.sent(StartPrefill)] == ["large"]
+
+
+# ---------------------------------------------------------------- status
+def test_gateways_hear_how_the_cell_is_and_at_once_when_it_changes(pair: Driver) -> None:
+    pair.tick()
+    ((to, status),) = pair.sent(CellStatus)
+    assert to == "g" and status.ready and status.reason == "" and status.max_model_len == 80
+    assert [node["id"] for node in status.nodes] == ["p0", "d0"]
+    assert {"role", "epoch", "pid", "host", "state", "free_blocks"} <= status.nodes[0].keys()
+    pair.tick()
+    assert not pair.sent(CellStatus)
+    pair.lose("d0")
+    pair.tick()
+    ((_, status),) = pair.sent(CellStatus)
+    assert not status.ready and status.reason == "no decode node is up"
