@@ -256,11 +256,14 @@ class Cell:
         self._flush_node(node)
 
     def _do_kill(self, kill: Kill) -> None:
-        """The supervisor ends a process that hangs, and starts a new one in its place."""
+        """The supervisor ends the process behind an id, and starts a new one in its place.
+
+        As with an actor's handle, that may be a newer process than the order meant."""
         self.kills.remove(kill)
-        node = self.nodes.get(kill.id)
-        if node is not None and node.address.incarnation == kill.incarnation:
-            self.kill_node(kill.id, noticed=False)
+        if kill.id == GATEWAY:
+            self.kill_gateway()
+        elif kill.id in self.nodes:
+            self.kill_node(kill.id)
         self.coordinator.on_process_lost(kill.id, kill.incarnation, self.now, "was killed")
         if kill.id in self.roles and kill.id not in self.nodes:
             self.start_node(kill.id)
