@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
 from pd.errors import ConfigError, PDError
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
+_WAIT_POLL_S = 1.0
 _STOP_TIMEOUT_S = 30.0
 # A call that waits for as long as its actor lives occupies a thread of the actor.
 _SUPERVISION_CALLS = 8
@@ -54,6 +57,7 @@ class Cluster:
         self._gateway = gateway
         self._owns_ray = owns_ray
         self._stopped = threading.Event()
+        self._coordinator_ends = coordinator.watch.remote()
 
     @classmethod
     def start(cls, config: Config, progress: Progress = lambda step: None) -> Cluster:
@@ -82,7 +86,7 @@ class Cluster:
         cluster_id = secrets.randbits(63) | 1
         secret = secrets.token_hex(32)
         progress("starting the coordinator")
-        coordinator = _actor(CoordinatorActor, "coordinator", 64).remote(
+        coordinator = _actor(CoordinatorActor, "coordinator", 64, **_here()).remote(
             CoordinatorLaunch(cluster_id, config, secret)
         )
         started.append(coordinator)
@@ -94,8 +98,8 @@ class Cluster:
             launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
             nodes[node_id] = _node_actor(config, node_id, threads).remote(launch)
             started.append(nodes[node_id])
-        port = config.gateway.port
-        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS).remote(
+        port = config.gateway.port or _free_port(config.gateway.host)
+        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **_here()).remote(
             GatewayLaunch(GATEWAY, cluster_id, peer, config, port, secret)
         )
         started.append(gateway)
@@ -115,9 +119,14 @@ class Cluster:
         return status
 
     def wait(self) -> None:
-        """Block until `stop` is called from another thread, or the process is interrupted."""
-        while not self._stopped.wait(1.0):
-            pass
+        """Block until `stop` is called from another thread, or the process is interrupted.
+
+        Raises PDError when the coordinator ends: nothing new can be admitted without it.
+        """
+        while not self._stopped.is_set():
+            ended, _ = ray.wait([self._coordinator_ends], timeout=_WAIT_POLL_S)
+            if ended and not self._stopped.is_set():
+                raise PDError("the coordinator has died, and the cell with it: start it again")
 
     def stop(self) -> None:
         """Let running requests end for a while, then end every process and Ray, if we own it."""
@@ -169,7 +178,6 @@ def _connect(config: Config, progress: Progress) -> bool:
     """Join or start Ray; True if it is ours to shut down."""
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cluster = config.cluster
     if cluster.address is not None:
         progress(f"joining the Ray cluster at {cluster.address}")
@@ -184,14 +192,20 @@ def _connect(config: Config, progress: Progress) -> bool:
     progress("starting Ray")
     threads = cluster.threads(os.cpu_count() or 1)
     cpus = cluster.cpus_per_node if cluster.cpus_per_node is not None else threads
-    ray.init(
-        # Nodes of one host may share its cores: then Ray must be told of more than there are.
-        num_cpus=max(os.cpu_count() or 1, int(cpus * cluster.num_nodes + 0.999)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # Nodes of one host may share its cores: then Ray must be told of more than there are.
+    start_ray(max(os.cpu_count() or 1, int(cpus * cluster.num_nodes + 0.999)))
     return True
+
+
+def start_ray(num_cpus: int) -> None:
+    """A Ray of this host alone; it ends with `ray.shutdown` or with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # How long a process that is to end may take; a stopped one would take all of it.
+    os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "500")
+    ray.init(
+        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
+    )  # fmt: skip
 
 
 def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
@@ -202,6 +216,26 @@ def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
         max_restarts=-1 if cls is not CoordinatorActor else 0,
         **options,
     )
+
+
+def _here() -> dict[str, Any]:
+    """Options of an actor that stays on the host that starts the cell: its address is known."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def _free_port(host: str) -> int:
+    """A port chosen before the gateway is started, so that its successors serve on it, too."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve HTTP on {host}: {error.strerror}; choose another --host"
+            ) from None
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _node_actor(config: Config, node_id: str, threads: int) -> Any:

@@ -4,6 +4,7 @@ notices a killed process long before its heartbeats are missed."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class CoordinatorActor:
         self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
         self._handles: dict[str, ActorHandle] = {}
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
         self._thread.start()
 
@@ -72,6 +74,10 @@ class CoordinatorActor:
     def status(self) -> CellStatus:
         return self._runner.status
 
+    def watch(self) -> None:
+        """Return when the coordinator has stopped; a waiting caller notices a dead process."""
+        self._ended.wait()
+
     def stop(self) -> None:
         self._stopping.set()
         self._runner.stop()
@@ -80,8 +86,12 @@ class CoordinatorActor:
     def _run(self) -> None:
         try:
             self._runner.run()
+        except BaseException:
+            log.exception("the coordinator failed")
+            os._exit(1)  # a cell whose coordinator only seems to live would never end
         finally:
             self._mailbox.close(linger_s=0.2)
+            self._ended.set()
 
     def _watch(self, member_id: str, handle: ActorHandle) -> None:
         while not self._stopping.is_set():

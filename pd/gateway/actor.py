@@ -6,8 +6,12 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+
+import ray
+import uvloop
 
 from pd.config import Config
 from pd.gateway.continuity import LinkOptions
@@ -17,6 +21,8 @@ from pd.mailbox import AsyncMailbox
 from pd.types import Peer
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 2.0  # between a restart that failed and the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,8 @@ class GatewayActor:
         )
         self._started: Future[GatewayServer] = Future()
         self._ended = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(
             target=self._run, args=(launch,), name="gateway", daemon=True
         )
@@ -70,10 +77,12 @@ class GatewayActor:
         try:
             self._loop.run_until_complete(_serve(launch, self._started))
         except BaseException as error:
-            if not self._started.done():
+            if not self._started.done() and not self._restarted:
                 self._started.set_exception(error)
                 return
             log.exception("the gateway failed and makes room for a new process")
+            if not self._started.done():  # its port may still be somebody else's
+                time.sleep(_RETRY_S)
             os._exit(1)
         finally:
             self._ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -70,6 +71,7 @@ class OpsRoutes:
                 "nodes": [dict(node) for node in status.nodes],
                 "gateway": {
                     "id": self._link.id,
+                    "pid": os.getpid(),
                     "running": sum(each.started for each in running),
                     "waiting": sum(not each.started for each in running),
                 },

@@ -10,10 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+
+import ray
 
 from pd.node.process import NodeLaunch, NodeProcess
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 2.0  # between a restart that failed and the next
 
 
 class NodeActor:
@@ -26,6 +31,7 @@ class NodeActor:
         self._process = NodeProcess(launch)
         self._ended = threading.Event()
         self._stopping = False
+        self._restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._thread = threading.Thread(target=self._serve, name="node", daemon=True)
         self._thread.start()
 
@@ -50,11 +56,15 @@ class NodeActor:
         try:
             self._process.run()
         except BaseException:
-            if self._process.compute.loaded.done() and self._process.compute.loaded.exception():
+            loaded = self._process.compute.loaded
+            unloaded = loaded.done() and loaded.exception() is not None
+            if unloaded and not self._restarted:
                 # `loaded` tells the caller; a restart would only fail again.
                 log.error("the model could not be loaded", exc_info=True)
             elif not self._stopping:
                 log.exception("the node failed and makes room for a new process")
+                if unloaded:  # what was there at first may be there again soon
+                    time.sleep(_RETRY_S)
                 os._exit(1)
         finally:
             self._ended.set()
