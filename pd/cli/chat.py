@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     )
     add_client_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
-    add_sampling_flags(parser, max_tokens=512)
+    add_sampling_flags(parser)
     parser.set_defaults(run=run)
 
 

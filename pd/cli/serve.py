@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -16,6 +17,7 @@ from pd.cli.load import (
     with_api_key_from_environment,
 )
 from pd.config import Config
+from pd.errors import ConfigError
 
 DESCRIPTION = """\
 Start prefill and decode nodes, or nodes that do both, with an OpenAI-compatible HTTP front.
@@ -56,6 +58,7 @@ def serve(config: Config) -> int:
     """Start the cell, say where it is, wait for Ctrl-C or SIGTERM, stop it."""
     from pd.cli.progress import Progress
 
+    check_port(config)
     signal.signal(signal.SIGTERM, _interrupt)
     with Progress() as progress:
         config = resolve_model(config, progress.step)
@@ -75,6 +78,26 @@ def serve(config: Config) -> int:
         cluster.stop()
     print("==> stopped", file=sys.stderr, flush=True)
     return 0
+
+
+def check_port(config: Config) -> None:
+    """ConfigError at once if the port cannot be had, rather than when everything has started.
+
+    On a Ray cluster the gateway may run on another machine, whose ports cannot be tried here.
+    """
+    host, port = config.gateway.host, config.gateway.port
+    if config.cluster.address is not None:
+        return
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot serve HTTP on {host} port {port}: {error.strerror}; "
+            "choose another --port (0 takes a free one) or --host"
+        ) from None
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -11,6 +11,7 @@ from pd.cli.arguments import add_client_flags, server_url
 
 # Column title to what it shows of a node.
 COLUMNS = ("id", "role", "state", "epoch", "pid", "host", "device", "queue", "batch", "blocks")
+WIDTH = 200  # where there is no terminal whose width counts
 
 
 def add_parser(commands: Any) -> None:
@@ -37,14 +38,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def row_of(node: Mapping[str, Any]) -> tuple[str, ...]:
-    """A node's cells under COLUMNS: queue and batch in sequences (and tokens), blocks in use."""
-    used = node["num_blocks"] - node["free_blocks"]
-    shown = {
-        "queue": f"{node['num_waiting']} ({node['waiting_tokens']} tok)",
-        "batch": f"{node['num_running']} ({node['running_tokens']} tok)",
-        "blocks": f"{used}/{node['num_blocks']} ({node['cached_blocks']} cached)",
+    """A node's cells under COLUMNS: queue and batch in sequences (and tokens), blocks in use.
+
+    What a server of another version does not tell is shown as "-".
+    """
+    told = {key: str(value) for key, value in node.items()}
+    free, total = node.get("free_blocks"), node.get("num_blocks")
+    told |= {
+        "queue": f"{told.get('num_waiting', '-')} ({told.get('waiting_tokens', '-')} tok)",
+        "batch": f"{told.get('num_running', '-')} ({told.get('running_tokens', '-')} tok)",
+        "blocks": "-" if free is None or total is None else f"{total - free}/{total}",
     }
-    return tuple(shown.get(column) or str(node[column]) for column in COLUMNS)
+    if "cached_blocks" in told:
+        told["blocks"] += f" ({told['cached_blocks']} cached)"
+    return tuple(told.get(column, "-") for column in COLUMNS)
 
 
 def _print_table(cell: Mapping[str, Any], url: str) -> None:
@@ -53,6 +60,8 @@ def _print_table(cell: Mapping[str, Any], url: str) -> None:
 
     state = "ready" if cell["ready"] else f"not ready: {cell['reason']}"
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(f"{url} is {state}; {cell['num_requests']} requests in flight", highlight=False)
     if not cell["nodes"]:
         return

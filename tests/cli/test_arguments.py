@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,19 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path, capsys:
     code, line = fails(capsys, "serve", "--model", str(tmp_path / "empty"))
     assert code == 1
     assert "no config.json" in line
+
+
+def test_a_port_that_cannot_be_had_is_named_at_once(capsys: Captured) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, line = fails(capsys, "serve", "--port", port)
+        assert code == 2
+        assert port in line
+    code, line = fails(capsys, "serve", "--host", "192.0.2.1")
+    assert code == 2
+    assert "192.0.2.1" in line
 
 
 def test_an_unknown_model_name_lists_the_known(capsys: Captured) -> None:
