@@ -66,6 +66,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("kvstore/transport/*.py", {*WIRE, "numpy", "torch"}),
     ("pd/wire.py", WIRE),
     ("pd/mailbox.py", WIRE),
+    ("pd/recorder.py", WIRE),
     ("pd/sockets.py", WIRE),
     ("pd/gateway/actor.py", {"ray", "uvloop"}),
     ("*/actor.py", {"ray"}),
