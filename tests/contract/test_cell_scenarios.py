@@ -35,7 +35,7 @@ def ends_well(cell: Cell) -> None:
 def busy_cell(seed: int) -> Cell:
     """A cell whose decode node has no room for `LONG` until what runs there has ended."""
     cell = Cell(PAIR, num_blocks=12, seed=seed)
-    cell.submit(make_request("other", (*LONG[:12], 5), max_tokens=30))
+    cell.submit(make_request("other", tuple(range(100, 113)), max_tokens=30))
     run_until(cell, lambda: stage_of(cell, "other") == "decode")
     return cell
 

@@ -107,7 +107,14 @@ class NodeDriver:
 
 
 def make_work(
-    num_tokens: int = 10, *, n: int = 1, attempt: int = 0, name: str = "r", **request: Any
+    num_tokens: int = 10,
+    *,
+    n: int = 1,
+    attempt: int = 0,
+    name: str = "r",
+    first: int = 100,
+    **request: Any,
 ) -> Work:
-    prompt = tuple(range(100, 100 + num_tokens))
+    """`first` is the prompt's first token: prompts with the same one share their beginning."""
+    prompt = tuple(range(first, first + num_tokens))
     return Work(make_request(name, prompt, n=n, **request), tuple(range(n)), attempt=attempt)
