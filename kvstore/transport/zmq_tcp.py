@@ -28,9 +28,12 @@ class ZmqTransport(ChannelTransport):
         limit = max(64 << 20, node.settings.message_bytes, node.arena.layout.block_bytes)
         super().__init__(
             node,
+            # Measured: longer messages leave the cache between ZeroMQ's copy and ours.
+            message_bytes=1 << 20,
             # A few messages of room: what a receiver does not get to stays with the senders.
-            message_bytes=4 << 20, inbox_messages=2, payload_bytes=limit,
-        )  # fmt: skip
+            inbox_messages=4,
+            payload_bytes=limit,
+        )
 
     def _emit(self, lane: Lane, piece: Piece) -> tuple[int, Sequence[zmq.Frame]]:
         blocks = self.node.arena.blocks
