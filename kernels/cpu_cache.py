@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,13 +39,24 @@ if FOLDER is not None:
     config.CACHE_DIR = str(FOLDER)
 
 
+_held = threading.RLock()
+_depth = 0
+
+
 @contextmanager
 def compile_lock() -> Iterator[None]:
     """Held by one process at a time, so that nodes which start together compile a kernel once:
-    the first compiles and stores, the others load what it stored."""
-    if FOLDER is None:
-        yield
-        return
-    with open(FOLDER / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    the first compiles and stores, the others load what it stored. A thread may take it again."""
+    global _depth
+    with _held:
+        lock = None
+        if FOLDER is not None and _depth == 0:
+            lock = open(FOLDER / "lock", "w")  # noqa: SIM115  (held for the whole block)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+            if lock is not None:
+                lock.close()

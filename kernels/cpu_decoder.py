@@ -11,28 +11,32 @@ D head_dim, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
 import torch
 from numba import njit, prange
 
-from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
-from pd_kernels.cpu_arena import ArenaShape, arena_view, entry, store
-from pd_kernels.cpu_attention import attend_decode, attend_prompt
+from pd_kernels import cpu_cache
+from pd_kernels.cpu_arena import ArenaShape, arena_view
+from pd_kernels.cpu_attention_decode import attend_decode
+from pd_kernels.cpu_attention_prompt import attend_prompt
 from pd_kernels.cpu_elementwise import (
     SMALL,
     add_row,
     rms_norm,
     rms_norm_row,
+    rotary_row,
     rotate_head,
     silu_mul,
+    store_row,
 )
 from pd_kernels.cpu_linear import PanelLinear
 from pd_kernels.cpu_math import floats, int32s, int64s
 from pd_kernels.cpu_panels import matmul
-from pd_kernels.cpu_threads import NOGIL, num_threads
-from pd_kernels.cpu_vector import PANEL
+from pd_kernels.cpu_threads import NOGIL, PARALLEL, num_threads
+from pd_kernels.cpu_vector import PANEL, tile_address
 from pd_kernels.linear import Linear
 from pd_kernels.meta import AttentionMeta
 
@@ -71,30 +75,35 @@ def _place_rows(
     qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, at, kv, shape, layer, slots, begin, end
 ):
     """Normalise heads where the model does, rotate q and k in place, store k and v."""
-    kv_heads, block_size, width = shape[:3]
+    kv_heads, _, width = shape[:3]
     for t in range(begin, end):
         row = qkv + t * stride * 4
-        cos = floats(cos_sin + at[t] * half * 2 * 4, half)
-        sin = floats(cos_sin + (at[t] * 2 + 1) * half * 4, half)
-        block = slots[t] // block_size
-        offset = slots[t] - block * block_size
+        cos, sin = rotary_row(cos_sin, half, at[t])
         for h in range(heads + kv_heads):
             head = floats(row + h * width * 4, width)
             norm = q_norm if h < heads else k_norm
             if norm != 0:
                 rms_norm_row(head, head, floats(norm, width), eps)
             rotate_head(head, cos, sin)
-        if slots[t] < 0:
-            continue
-        for h in range(kv_heads):
+        if slots[t] >= 0:
             for value in range(2):
-                source = floats(row + (heads + value * kv_heads + h) * width * 4, width)
-                stored = entry(kv, shape, block, layer, value, h, offset)
-                for i in range(width):
-                    store(stored, i, source[i])
+                source = row + (heads + value * kv_heads) * width * 4
+                store_row(kv, shape, layer, value, slots[t], source, width)
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
+@njit(parallel=PARALLEL, nogil=NOGIL)
+def _place_parallel(
+    qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, at, kv, shape, layer, slots, threads
+):
+    for thread in prange(threads):
+        i = np.int64(thread)
+        _place_rows(
+            qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, at, kv, shape, layer, slots,
+            i * at.size // threads, (i + 1) * at.size // threads,
+        )  # fmt: skip
+
+
+@njit
 def _place(
     qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, positions, kv, shape, layer, slots,
     rows, threads,
@@ -106,30 +115,29 @@ def _place(
             0, rows,
         )  # fmt: skip
     else:
-        for i in prange(threads):
-            _place_rows(
-                qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, at, kv, shape, layer, to,
-                i * rows // threads, (i + 1) * rows // threads,
-            )  # fmt: skip
+        _place_parallel(
+            qkv, stride, q_norm, k_norm, eps, heads, cos_sin, half, at, kv, shape, layer, to,
+            threads,
+        )  # fmt: skip
 
 
 @njit
-def _add_linear(residual, hidden, bias, x, width, w, bfloat16, rows, threads):
+def _add_linear(residual, hidden, bias, x, width, w, tile, weight_bytes, rows, threads):
     """residual [rows, hidden] += x [rows, width] @ w + bias"""
     if bias != 0:
         for t in range(rows):
             add_row(floats(residual + t * hidden * 4, hidden), floats(bias, hidden))
     matmul(
-        residual, hidden, residual, hidden, x, width, w, bfloat16, rows, width, hidden // PANEL,
-        threads,
+        residual, hidden, residual, hidden, x, width, w, tile, weight_bytes, rows, width,
+        hidden // PANEL, threads,
     )  # fmt: skip
 
 
 @njit(nogil=NOGIL, cache=True)
 def _run(
     table, residual, projected, normed, rows, hidden, qkv_width, gate_up_width, intermediate,
-    heads, bfloat16, eps, scale, cos_sin, half, positions, slots, kv, shape, tables, table_stride,
-    starts_address, lengths_address, num_prefill, num_decode, threads,
+    heads, dot, tile, weight_bytes, eps, scale, cos_sin, half, positions, slots, kv, shape,
+    tables, table_stride, starts_address, lengths_address, num_prefill, num_decode, threads,
 ):  # fmt: skip
     q_size = heads * shape[2]
     starts = int32s(starts_address, num_prefill + num_decode + 1)
@@ -140,8 +148,8 @@ def _run(
         window = at[_WINDOW]
         rms_norm(normed, residual, hidden, at[_ATTENTION_NORM], eps, rows, hidden, threads)
         matmul(
-            projected, qkv_width, at[_QKV + 1], 0, normed, hidden, at[_QKV], bfloat16, rows,
-            hidden, qkv_width // PANEL, threads,
+            projected, qkv_width, at[_QKV + 1], 0, normed, hidden, at[_QKV], tile, weight_bytes,
+            rows, hidden, qkv_width // PANEL, threads,
         )  # fmt: skip
         _place(
             projected, qkv_width, at[_Q_NORM], at[_K_NORM], eps, heads, cos_sin, half, positions,
@@ -151,8 +159,8 @@ def _run(
         for s in range(num_prefill):
             if starts[s + 1] > starts[s]:
                 attend_prompt(
-                    attended, projected, qkv_width, heads, kv, shape, layer,
-                    tables + s * table_stride * 4, np.int64(starts[s]),
+                    dot, attended + starts[s] * q_size * 4, projected + starts[s] * qkv_width * 4,
+                    qkv_width, heads, kv, shape, layer, tables + s * table_stride * 4,
                     np.int64(starts[s + 1] - starts[s]), np.int64(lengths[s]), window, scale,
                     threads,
                 )  # fmt: skip
@@ -164,18 +172,18 @@ def _run(
                 threads,
             )  # fmt: skip
         _add_linear(
-            residual, hidden, at[_OUTPUT + 1], attended, q_size, at[_OUTPUT], bfloat16, rows,
-            threads,
+            residual, hidden, at[_OUTPUT + 1], attended, q_size, at[_OUTPUT], tile, weight_bytes,
+            rows, threads,
         )  # fmt: skip
         rms_norm(normed, residual, hidden, at[_MLP_NORM], eps, rows, hidden, threads)
         matmul(
-            projected, gate_up_width, at[_GATE_UP + 1], 0, normed, hidden, at[_GATE_UP], bfloat16,
-            rows, hidden, gate_up_width // PANEL, threads,
+            projected, gate_up_width, at[_GATE_UP + 1], 0, normed, hidden, at[_GATE_UP], tile,
+            weight_bytes, rows, hidden, gate_up_width // PANEL, threads,
         )  # fmt: skip
         silu_mul(normed, projected, gate_up_width, rows, intermediate, threads)
         _add_linear(
-            residual, hidden, at[_DOWN + 1], normed, intermediate, at[_DOWN], bfloat16, rows,
-            threads,
+            residual, hidden, at[_DOWN + 1], normed, intermediate, at[_DOWN], tile, weight_bytes,
+            rows, threads,
         )  # fmt: skip
 
 
@@ -227,7 +235,8 @@ class CpuDecoder:
         self._intermediate = layers[0].down.in_features
         first = layers[0].qkv
         assert isinstance(first, PanelLinear)
-        self._bfloat16 = int(first.packed.dtype is torch.bfloat16)
+        self._dot, self._tile = tile_address(torch.float32), first.tile
+        self._weight_bytes = first.packed.element_size()
         self._arena: torch.Tensor | None = None
         self._arena_view: tuple[np.ndarray, ArenaShape]
 
@@ -265,7 +274,12 @@ class CpuDecoder:
                 or not index.is_contiguous()
             ):
                 raise ValueError(f"{name} must be contiguous int64 [{rows}]")
-        if kv is not self._arena:
+        if kv.shape[1] < len(self._layers):
+            raise ValueError(
+                f"the arena has {kv.shape[1]} layers, but there are {len(self._layers)} layers here"
+            )
+        first = kv is not self._arena
+        if first:
             self._arena_view, self._arena = arena_view(kv), kv
         array, shape = self._arena_view
         qkv, gate_up = self._layers[0].qkv, self._layers[0].gate_up
@@ -273,12 +287,14 @@ class CpuDecoder:
         # Allocated here: numba frees an array after its last use by name, whatever has its address.
         projected = torch.empty(rows, max(qkv.padded, gate_up.padded))
         normed = torch.empty(rows, max(self._hidden, self._heads * shape[2], self._intermediate))
-        _run(
-            self._table, residual.data_ptr(), projected.data_ptr(), normed.data_ptr(), rows,
-            self._hidden, qkv.padded, gate_up.padded, self._intermediate, self._heads,
-            self._bfloat16, self._eps, self._scale, self._cos_sin.data_ptr(),
-            self._cos_sin.shape[1] // 2, positions.data_ptr(), slots.data_ptr(), array, shape,
-            meta.block_tables.data_ptr(), meta.block_tables.stride(0),
-            meta.query_starts.data_ptr(), meta.context_lens.data_ptr(), meta.num_prefill,
-            meta.num_decode, num_threads(),
-        )  # fmt: skip
+        with cpu_cache.compile_lock() if first else nullcontext():
+            _run(
+                self._table, residual.data_ptr(), projected.data_ptr(), normed.data_ptr(), rows,
+                self._hidden, qkv.padded, gate_up.padded, self._intermediate, self._heads,
+                self._dot, self._tile, self._weight_bytes, self._eps, self._scale,
+                self._cos_sin.data_ptr(), self._cos_sin.shape[1] // 2, positions.data_ptr(),
+                slots.data_ptr(), array, shape,
+                meta.block_tables.data_ptr(), meta.block_tables.stride(0),
+                meta.query_starts.data_ptr(), meta.context_lens.data_ptr(), meta.num_prefill,
+                meta.num_decode, num_threads(),
+            )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Legend: T tokens, E hidden, F intermediate, H query heads, K kv heads, D head_dim, R rotated dims.
 Arguments named as a tensor are addresses of float32 values unless said otherwise; strides count
-elements. Each kernel has a row-range body and a driver that splits rows among threads; a few
-rows are not worth waking a thread for and stay on the caller's.
+elements. Norms and SiLU-mul split many rows among threads; the rest run on the caller's, because
+a decoder's layers have them fused (pd_kernels.cpu_decoder).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numba import njit, prange
 from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
 from pd_kernels.cpu_arena import entry, store
 from pd_kernels.cpu_math import exp, floats, int64s
-from pd_kernels.cpu_threads import NOGIL
+from pd_kernels.cpu_threads import NOGIL, PARALLEL
 
 # Values below which one thread finishes before a second would have started.
 SMALL = 16 * 1024
@@ -31,48 +31,45 @@ def rms_norm_row(y, x, weight, eps):
 
 
 @njit
-def rms_norm_rows(y, x, x_stride, weight, eps, width, first, last):
-    w = floats(weight, width)
-    for t in range(first, last):
-        row = floats(x + t * x_stride * 4, width)
-        rms_norm_row(floats(y + t * width * 4, width), row, w, eps)
-
-
-@njit(parallel=True, nogil=NOGIL, cache=True)
-def rms_norm(y, x, x_stride, weight, eps, rows, width, threads):
-    """y [rows, width] = x / sqrt(mean(x^2) + eps) * weight."""
-    if rows * width < SMALL:
-        rms_norm_rows(y, x, x_stride, weight, eps, width, 0, rows)
-    else:
-        for i in prange(threads):
-            first, last = i * rows // threads, (i + 1) * rows // threads
-            rms_norm_rows(y, x, x_stride, weight, eps, width, first, last)
-
-
-@njit(fastmath=True)
 def add_row(total, x):
     for i in range(total.size):
         total[i] += x[i]
 
 
 @njit
-def _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last):
+def _rms_norm_rows(y, x, x_stride, weight, eps, width, first, last):
     w = floats(weight, width)
     for t in range(first, last):
+        row = floats(x + t * x_stride * 4, width)
+        rms_norm_row(floats(y + t * width * 4, width), row, w, eps)
+
+
+@njit(parallel=PARALLEL, nogil=NOGIL)
+def _rms_norm_parallel(y, x, x_stride, weight, eps, width, rows, threads):
+    for thread in prange(threads):
+        i = np.int64(thread)
+        _rms_norm_rows(
+            y, x, x_stride, weight, eps, width, i * rows // threads, (i + 1) * rows // threads
+        )
+
+
+@njit(nogil=NOGIL, cache=True)
+def rms_norm(y, x, x_stride, weight, eps, rows, width, threads):
+    """y [rows, width] = x / sqrt(mean(x^2) + eps) * weight."""
+    if rows * width < SMALL:
+        _rms_norm_rows(y, x, x_stride, weight, eps, width, 0, rows)
+    else:
+        _rms_norm_parallel(y, x, x_stride, weight, eps, width, rows, threads)
+
+
+@njit(nogil=NOGIL, cache=True)
+def add_rms_norm(y, residual, x, x_stride, weight, eps, rows, width):
+    """residual += x; y = rms_norm(residual). y and residual are contiguous [rows, width]."""
+    w = floats(weight, width)
+    for t in range(rows):
         total = floats(residual + t * width * 4, width)
         add_row(total, floats(x + t * x_stride * 4, width))
         rms_norm_row(floats(y + t * width * 4, width), total, w, eps)
-
-
-@njit(parallel=True, nogil=NOGIL, cache=True)
-def add_rms_norm(y, residual, x, x_stride, weight, eps, rows, width, threads):
-    """residual += x; y = rms_norm(residual). y and residual are contiguous [rows, width]."""
-    if rows * width < SMALL:
-        _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, 0, rows)
-    else:
-        for i in prange(threads):
-            first, last = i * rows // threads, (i + 1) * rows // threads
-            _addrms_norm_rows(y, residual, x, x_stride, weight, eps, width, first, last)
 
 
 @njit(error_model="numpy")
@@ -86,81 +83,71 @@ def _silu_mul_rows(y, gate_up, stride, width, first, last):
             out[i] = gate[i] / (one + exp(-gate[i])) * up[i]
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
+@njit(parallel=PARALLEL, nogil=NOGIL)
+def _silu_mul_parallel(y, gate_up, stride, width, rows, threads):
+    for thread in prange(threads):
+        i = np.int64(thread)
+        first, last = i * rows // threads, (i + 1) * rows // threads
+        _silu_mul_rows(y, gate_up, stride, width, first, last)
+
+
+@njit(nogil=NOGIL, cache=True)
 def silu_mul(y, gate_up, stride, rows, width, threads):
     """y [rows, width] = silu(gate) * up of gate_up [rows, 2 width] = gate | up."""
     if rows * width < SMALL:
         _silu_mul_rows(y, gate_up, stride, width, 0, rows)
     else:
-        for i in prange(threads):
-            first, last = i * rows // threads, (i + 1) * rows // threads
-            _silu_mul_rows(y, gate_up, stride, width, first, last)
+        _silu_mul_parallel(y, gate_up, stride, width, rows, threads)
 
 
 @njit
 def rotate_head(x, cos, sin):
     half = cos.size
+    low, high = x[:half], x[half : 2 * half]
     for i in range(half):
-        low, high = x[i], x[half + i]
-        x[i] = low * cos[i] - high * sin[i]
-        x[half + i] = high * cos[i] + low * sin[i]
+        a, b = low[i], high[i]
+        low[i] = a * cos[i] - b * sin[i]
+        high[i] = b * cos[i] + a * sin[i]
 
 
 @njit
-def _rotary_rows(q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, at, first, last):
-    for t in range(first, last):
-        cos = floats(table + at[t] * half * 2 * 4, half)
-        sin = floats(table + (at[t] * 2 + 1) * half * 4, half)
-        for h in range(heads):
-            rotate_head(floats(q + (t * q_row + h * q_head) * 4, 2 * half), cos, sin)
-        for h in range(kv_heads):
-            rotate_head(floats(k + (t * k_row + h * k_head) * 4, 2 * half), cos, sin)
+def rotary_row(table, half, position):
+    """(cosines, sines) of a position: the halves of its row of the table."""
+    row = floats(table + position * 2 * half * 4, 2 * half)
+    return row[:half], row[half:]
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
-def rotary(
-    q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, positions, rows, threads
-):
+@njit(nogil=NOGIL, cache=True)
+def rotary(q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, positions, rows):
     """Rotate heads of q and k in place. table [max_pos, 2 half], positions int64 [rows]."""
     at = int64s(positions, rows)
-    if rows * (heads + kv_heads) * half < SMALL:
-        _rotary_rows(
-            q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, at, 0, rows
-        )  # fmt: skip
-    else:
-        for i in prange(threads):
-            first, last = i * rows // threads, (i + 1) * rows // threads
-            _rotary_rows(
-                q, q_row, q_head, heads, k, k_row, k_head, kv_heads, table, half, at, first, last
-            )  # fmt: skip
+    for t in range(rows):
+        cos, sin = rotary_row(table, half, at[t])
+        for h in range(heads + kv_heads):
+            if h < heads:
+                head = q + (t * q_row + h * q_head) * 4
+            else:
+                head = k + (t * k_row + (h - heads) * k_head) * 4
+            rotate_head(floats(head, 2 * half), cos, sin)
 
 
 @njit
-def _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, first, last):
+def store_row(kv, shape, layer, value, slot, row, head_stride):
+    """Store one token's heads at `slot` of a layer's keys, or with `value` 1 of its values."""
     heads, block_size, width = shape[:3]
-    for t in range(first, last):
-        if at[t] < 0:
-            continue
-        block = at[t] // block_size
-        offset = at[t] - block * block_size
-        for h in range(heads):
-            key = floats(k + (t * k_row + h * k_head) * 4, width)
-            value = floats(v + (t * v_row + h * v_head) * 4, width)
-            stored = entry(kv, shape, block, layer, 0, h, offset)
-            for i in range(width):
-                store(stored, i, key[i])
-            stored = entry(kv, shape, block, layer, 1, h, offset)
-            for i in range(width):
-                store(stored, i, value[i])
+    block = slot // block_size
+    for h in range(heads):
+        source = floats(row + h * head_stride * 4, width)
+        stored = entry(kv, shape, block, layer, value, h, slot - block * block_size)
+        for i in range(width):
+            store(stored, i, source[i])
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
-def write_kv(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, slots, rows, threads):
+@njit(nogil=NOGIL, cache=True)
+def write_kv(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, slots, rows):
     """Store rows of k and v at slots int64 [rows] of the arena; negative ones are padding."""
     at = int64s(slots, rows)
-    if rows * shape[0] * shape[2] < SMALL:
-        _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, 0, rows)
-    else:
-        for i in prange(threads):
-            first, last = i * rows // threads, (i + 1) * rows // threads
-            _write_kv_rows(kv, shape, layer, k, k_row, k_head, v, v_row, v_head, at, first, last)
+    for t in range(rows):
+        if at[t] >= 0:
+            store_row(kv, shape, layer, 0, at[t], k + t * k_row * 4, k_head)
+            store_row(kv, shape, layer, 1, at[t], v + t * v_row * 4, v_head)

@@ -6,7 +6,7 @@ import torch
 
 from pd_kernels.cpu_panels import matmul, pack_panels, unpack_panels
 from pd_kernels.cpu_threads import num_threads
-from pd_kernels.cpu_vector import PANEL
+from pd_kernels.cpu_vector import PANEL, tile_address
 
 
 class PanelLinear:
@@ -27,7 +27,7 @@ class PanelLinear:
         if bias is not None:
             self.init[: self.out_features] = bias
         self.biased = bias is not None
-        self._bfloat16 = int(storage_dtype == torch.bfloat16)
+        self.tile = tile_address(storage_dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x, rows = self._checked(x)
@@ -73,7 +73,8 @@ class PanelLinear:
             x.data_ptr(),
             x.stride(0),
             self.packed.data_ptr(),
-            self._bfloat16,
+            self.tile,
+            self.packed.element_size(),
             rows,
             self.in_features,
             self.panels,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pd_kernels import cpu_attention, cpu_elementwise
+from pd_kernels import cpu_elementwise
 from pd_kernels.cpu_arena import ArenaShape, arena_view
+from pd_kernels.cpu_attention_decode import attend_decode
+from pd_kernels.cpu_attention_prompt import attend_prompt
 from pd_kernels.cpu_cache import compile_lock
 from pd_kernels.cpu_threads import num_threads
+from pd_kernels.cpu_vector import tile_address
 from pd_kernels.meta import AttentionMeta
 
 _warm: set[torch.dtype] = set()
@@ -28,6 +31,7 @@ class CpuOps:
     name = "cpu"
 
     def __init__(self) -> None:
+        self._dot = tile_address(torch.float32)
         self._arena: torch.Tensor | None = None
         self._arena_view: tuple[np.ndarray, ArenaShape]
 
@@ -56,7 +60,7 @@ class CpuOps:
         y = torch.empty(rows, width)
         cpu_elementwise.add_rms_norm(
             y.data_ptr(), residual.data_ptr(), x.data_ptr(), x.stride(0), weight.data_ptr(),
-            float(eps), rows, width, num_threads(),
+            float(eps), rows, width,
         )  # fmt: skip
         return y, residual
 
@@ -81,7 +85,7 @@ class CpuOps:
         cpu_elementwise.rotary(
             q.data_ptr(), q.stride(0), q.stride(1), q.shape[1],
             k.data_ptr(), k.stride(0), k.stride(1), k.shape[1],
-            cos_sin.data_ptr(), cos_sin.shape[1] // 2, positions.data_ptr(), rows, num_threads(),
+            cos_sin.data_ptr(), cos_sin.shape[1] // 2, positions.data_ptr(), rows,
         )  # fmt: skip
 
     def write_kv(
@@ -94,7 +98,7 @@ class CpuOps:
                              f"{kv.shape[3]} heads of {kv.shape[5]}")  # fmt: skip
         cpu_elementwise.write_kv(
             *self._view(kv), layer, k.data_ptr(), k.stride(0), k.stride(1),
-            v.data_ptr(), v.stride(0), v.stride(1), slots.data_ptr(), rows, num_threads(),
+            v.data_ptr(), v.stride(0), v.stride(1), slots.data_ptr(), rows,
         )  # fmt: skip
 
     def attention(
@@ -123,14 +127,16 @@ class CpuOps:
             for s in range(meta.num_prefill):
                 row, end = starts[s], starts[s + 1]
                 if end > row:
-                    cpu_attention.attend_prompt(
-                        out.data_ptr(), q.data_ptr(), q.stride(0), heads, array, shape, layer,
-                        tables.data_ptr() + s * table_bytes, row, end - row, lengths[s],
+                    attend_prompt(
+                        self._dot, out.data_ptr() + row * heads * width * 4,
+                        q.data_ptr() + row * q.stride(0) * 4, q.stride(0), heads,
+                        array, shape, layer,
+                        tables.data_ptr() + s * table_bytes, end - row, lengths[s],
                         span, float(scale), num_threads(),
                     )  # fmt: skip
                 row = end
         if meta.num_decode:
-            cpu_attention.attend_decode(
+            attend_decode(
                 out.data_ptr() + row * heads * width * 4, q.data_ptr() + row * q.stride(0) * 4,
                 q.stride(0), heads, array, shape, layer,
                 tables.data_ptr() + meta.num_prefill * table_bytes, tables.stride(0),

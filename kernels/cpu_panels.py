@@ -8,12 +8,13 @@ single row, which runs at the speed of memory, and a prefill, which runs at that
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numba import njit, prange
 
 from pd_kernels import cpu_cache  # noqa: F401  (where compiled kernels go)
-from pd_kernels.cpu_threads import NOGIL
-from pd_kernels.cpu_vector import MAX_ROWS, PANEL, dot_tile_bf16, dot_tile_f32
+from pd_kernels.cpu_threads import NOGIL, PARALLEL
+from pd_kernels.cpu_vector import MAX_ROWS, PANEL, dot_tile
 
 # Panels that a thread takes through all rows of a block before it moves on: they stay in the
 # second-level cache, as the rows do.
@@ -38,38 +39,55 @@ def unpack_panels(packed: torch.Tensor, n: int) -> torch.Tensor:
     return packed.transpose(1, 2).flatten(0, 1)[:n].contiguous()
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
-def matmul(y, ldy, init, ldi, x, ldx, w, bfloat16, m, k, panels, threads):
-    """y = init + x @ unpack(w).T
-
-    Addresses and leading dimensions (in elements) are integers. y and init have whole panels of
-    columns; ldi 0 repeats one row of init, as a bias is; init may be y itself. x and y are
-    float32, w is bfloat16 where bfloat16 is not 0. m >= 1.
-    """
-    panel_bytes = k * PANEL * (2 if bfloat16 else 4)
+@njit
+def _matmul_share(y, ldy, init, ldi, x, ldx, w, tile, weight_bytes, m, k, panels, share, shares):
+    panel_bytes = k * PANEL * weight_bytes
     group = max(1, _GROUP_BYTES // max(1, panel_bytes))
     tiles = (m + MAX_ROWS - 1) // MAX_ROWS
     height = (m + tiles - 1) // tiles
     block_rows = height * _TILES_PER_BLOCK
     blocks = (m + block_rows - 1) // block_rows
     units = blocks * panels  # one unit: one panel of one block of rows
+    unit = share * units // shares
+    stop = (share + 1) * units // shares
+    while unit < stop:
+        block = unit // panels
+        first = unit - block * panels
+        last = min(panels, first + group, first + stop - unit)
+        row_end = min(m, (block + 1) * block_rows)
+        for row in range(block * block_rows, row_end, height):
+            rows = min(height, row_end - row)
+            x_row = x + row * ldx * 4
+            for p in range(first, last):
+                y_tile = y + (row * ldy + p * PANEL) * 4
+                init_tile = init + (row * ldi + p * PANEL) * 4
+                panel = w + p * panel_bytes
+                dot_tile(tile, y_tile, ldy, init_tile, ldi, x_row, ldx, panel, k, rows)
+        unit += last - first
+
+
+@njit(parallel=PARALLEL, nogil=NOGIL, cache=True)
+def matmul(y, ldy, init, ldi, x, ldx, w, tile, weight_bytes, m, k, panels, threads):
+    """y = init + x @ unpack(w).T
+
+    Addresses and leading dimensions (in elements) are integers. y and init have whole panels of
+    columns; ldi 0 repeats one row of init, as a bias is; init may be y itself. x and y are
+    float32; w has elements of weight_bytes, and `tile` is the tile_address for them. m >= 1.
+    """
     for thread in prange(threads):
-        unit = thread * units // threads
-        stop = (thread + 1) * units // threads
-        while unit < stop:
-            block = unit // panels
-            first = unit - block * panels
-            last = min(panels, first + group, first + stop - unit)
-            row_end = min(m, (block + 1) * block_rows)
-            for row in range(block * block_rows, row_end, height):
-                rows = min(height, row_end - row)
-                x_row = x + row * ldx * 4
-                for p in range(first, last):
-                    y_tile = y + (row * ldy + p * PANEL) * 4
-                    init_tile = init + (row * ldi + p * PANEL) * 4
-                    panel = w + p * panel_bytes
-                    if bfloat16:
-                        dot_tile_bf16(y_tile, ldy, init_tile, ldi, x_row, ldx, panel, k, rows)
-                    else:
-                        dot_tile_f32(y_tile, ldy, init_tile, ldi, x_row, ldx, panel, k, rows)
-            unit += last - first
+        _matmul_share(
+            y,
+            ldy,
+            init,
+            ldi,
+            x,
+            ldx,
+            w,
+            tile,
+            weight_bytes,
+            m,
+            k,
+            panels,
+            np.int64(thread),
+            threads,
+        )

@@ -13,7 +13,7 @@ from numba import njit, prange
 
 from pd_kernels import cpu_cache
 from pd_kernels.cpu_math import exp
-from pd_kernels.cpu_threads import NOGIL, num_threads
+from pd_kernels.cpu_threads import NOGIL, PARALLEL, num_threads
 
 # SplitMix64 (Steele, Lea and Flood 2014): the increment and the two multipliers.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -138,7 +138,7 @@ def _draw(source, temperature, min_p, top_k, top_p, key, logits, maybe):
     return best
 
 
-@njit(parallel=True, nogil=NOGIL, cache=True)
+@njit(parallel=PARALLEL, nogil=NOGIL, cache=True)
 def _draw_rows(logits, settings, keys, tokens, threads):
     rows, vocab = logits.shape
     for thread in prange(threads):

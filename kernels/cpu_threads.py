@@ -24,6 +24,19 @@ NOGIL: bool = config.THREADING_LAYER != "workqueue" and (
     or find_spec("numba.np.ufunc.tbbpool") is not None
 )
 
+PARALLEL = {
+    "prange": True,
+    # Everything else that numba would make parallel by itself is too small, and slow to compile.
+    "comprehension": False,
+    "fusion": False,
+    "inplace_binop": False,
+    "numpy": False,
+    "reduction": False,
+    "setitem": False,
+    "stencil": False,
+}
+"""The `parallel` option of kernels: threads where prange says so, and nowhere else."""
+
 MAX_THREADS: int = config.NUMBA_NUM_THREADS
 
 # Starting numba's threads sets the OpenMP count of this thread, which is torch's too.

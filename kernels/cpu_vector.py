@@ -8,12 +8,16 @@ on: 512-bit vectors where there are AVX-512 registers, 256 with AVX, 128 elsewhe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
+import torch
 from llvmlite import ir
-from numba import config, types
+from numba import cfunc, config, types
 from numba.extending import intrinsic
+
+from pd_kernels.cpu_cache import compile_lock
 
 
 def _host_lanes() -> tuple[int, int]:
@@ -162,12 +166,14 @@ def _tile_function(module: ir.Module, rows: int, bfloat16: bool) -> ir.Function:
     return function
 
 
-def _make_dot_tile(bfloat16: bool) -> Callable[..., None]:
+def _make_tile(bfloat16: bool) -> Callable[..., None]:
+    """The tile of 1 to MAX_ROWS rows as an intrinsic: a jump to the function of its height."""
+
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: list[Any]) -> Any:
-        end = builder.append_basic_block("dot_tile.end")
+        end = builder.append_basic_block("tile.end")
         switch = builder.switch(args[-1], end)
         for rows in range(1, MAX_ROWS + 1):
-            block = builder.append_basic_block(f"dot_tile.{rows}")
+            block = builder.append_basic_block(f"tile.{rows}")
             switch.add_case(_const(rows), block)
             builder.position_at_end(block)
             builder.call(_tile_function(builder.module, rows, bfloat16), args[:-1])
@@ -176,19 +182,51 @@ def _make_dot_tile(bfloat16: bool) -> Callable[..., None]:
         return context.get_dummy_value()
 
     @intrinsic
-    def dot_tile(_typing, y, ldy, init, ldi, x, ldx, w, k, rows):
+    def tile(_typing, y, ldy, init, ldi, x, ldx, w, k, rows):
         return types.void(*[types.int64] * _NUM_ARGS), codegen
 
-    return dot_tile
+    return tile
 
 
-dot_tile_f32 = _make_dot_tile(bfloat16=False)
-dot_tile_bf16 = _make_dot_tile(bfloat16=True)
-"""dot_tile(y, ldy, init, ldi, x, ldx, w, k, rows), callable from numba code:
+_tile_f32, _tile_bf16 = _make_tile(bfloat16=False), _make_tile(bfloat16=True)
 
-y[r, :] = init[r, :] + sum over i < k of x[r, i] * w[i, :], for r < rows <= MAX_ROWS; each row of
-y, init and w is one panel (PANEL columns), w contiguous. Addresses are integers and leading
-dimensions count elements; all is float32 but the w of dot_tile_bf16. Each element is one chain
-of fused multiply-adds in the order of i: its value does not depend on the number of rows, so
-neither on what else is in a batch.
-"""
+
+def _run_f32(y, ldy, init, ldi, x, ldx, w, k, rows):
+    _tile_f32(y, ldy, init, ldi, x, ldx, w, k, rows)
+
+
+def _run_bf16(y, ldy, init, ldi, x, ldx, w, k, rows):
+    _tile_bf16(y, ldy, init, ldi, x, ldx, w, k, rows)
+
+
+@cache
+def _compiled(bfloat16: bool) -> Any:
+    with compile_lock():
+        signature = types.void(*[types.int64] * _NUM_ARGS)
+        return cfunc(signature, cache=True)(_run_bf16 if bfloat16 else _run_f32)
+
+
+def tile_address(weight_dtype: torch.dtype) -> int:
+    """Address of the compiled tile for float32 or bfloat16 weights, which `dot_tile` calls.
+
+    Kernels are given the address, so that none of them has to compile the tile again.
+    """
+    return _compiled(weight_dtype is torch.bfloat16).address
+
+
+@intrinsic
+def dot_tile(_typing, tile, y, ldy, init, ldi, x, ldx, w, k, rows):
+    """y[r, :] = init[r, :] + sum over i < k of x[r, i] * w[i, :], for r < rows <= MAX_ROWS.
+
+    Called from numba code; `tile` is a tile_address. Each row of y, init and w is one panel
+    (PANEL columns), w contiguous; addresses are integers and leading dimensions count elements;
+    all is float32 but the w of a bfloat16 tile. An element is one chain of fused multiply-adds in
+    the order of i: it does not depend on the number of rows, so neither on what else is in a batch.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: list[Any]) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * _NUM_ARGS)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * (_NUM_ARGS + 1)), codegen
