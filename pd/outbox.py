@@ -85,6 +85,13 @@ class Outbox:
         effects, self._effects = self._effects, []
         return effects
 
+    def drain_grants(self) -> list[Expect | Forget]:
+        """Only what opens our pages to senders and closes them again; the rest stays."""
+        grants = [effect for effect in self._effects if isinstance(effect, Expect | Forget)]
+        if grants:
+            self._effects = [e for e in self._effects if not isinstance(e, Expect | Forget)]
+        return grants
+
     def _flush(self, gateway: str) -> None:
         events = self._tokens.pop(gateway)
         self._effects.append(Send(gateway, Tokens.pack(events, self._node_id)))

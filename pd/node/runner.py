@@ -70,7 +70,11 @@ class NodeRunner:
             if not core.busy:
                 plan = core.plan(clock())
                 if plan is not None:
-                    # Before the effects: what the last step drew leaves while this one runs.
+                    # The plan may use pages that a hand-off has just given back: late bytes of
+                    # its sender must not land in them.
+                    for grant in core.outbox.drain_grants():
+                        self._mover.act(grant)
+                    # Before the other effects: what the last step drew leaves while this runs.
                     self._compute.submit(plan)
             now = clock()
             if not core.epoch and now >= self._next_hello:
