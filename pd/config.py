@@ -127,6 +127,9 @@ class ClusterConfig(Section):
         None, "compute threads a node; auto divides the host's cores by its nodes",
         minimum=1, maximum=4096,
     )  # fmt: skip
+    pin_cpus: bool = option(
+        False, "give every node cores of its own on its host, as many as it has compute threads"
+    )
     cpus_per_node: float | None = option(
         None, "CPUs that Ray sets aside for a node; auto is its compute threads", minimum=0.0
     )

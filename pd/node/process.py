@@ -14,11 +14,13 @@ from kvstore.blocks import BlockPool
 from kvstore.transport.base import TransportSettings
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
+from pd.errors import ConfigError
 from pd.mailbox import Mailbox
 from pd.messages import NodeHello
 from pd.node.blockmover import BlockMover, DeviceBlockMover
 from pd.node.compute import ComputeThread
 from pd.node.core import NodeCore, NodeLimits
+from pd.node.cores import CoreClaim
 from pd.node.runner import NodeRunner
 from pd.policies.order import OrderPolicy
 from pd.sockets import CurveKeys
@@ -61,6 +63,7 @@ class NodeProcess:
             max_message_bytes=config.transfer.max_message_bytes,
         )
         self._runner: NodeRunner | None = None
+        self._cores: CoreClaim | None = None
         self._stopped = False
         self.compute = ComputeThread(self._load, self._mailbox.wake)
 
@@ -97,6 +100,8 @@ class NodeProcess:
             self._mailbox.close(linger_s=0.2)
             if self._arena is not None:
                 self._arena.close()
+            if self._cores is not None:
+                self._cores.close()
 
     # -------------------------------------------------------------- parts
     def _load(self) -> Engine:
@@ -108,6 +113,9 @@ class NodeProcess:
         from pd.engine.spec import ModelSpec
 
         config, model = self.launch.config, self.launch.config.model
+        if config.cluster.pin_cpus:
+            self._cores = CoreClaim(self.launch.threads)
+            self._cores.pin()
         torch.set_num_threads(self.launch.threads)
         spec = ModelSpec.from_dir(model.model, load_format=model.load_format, seed=model.seed)
         device = choose_device(model.device)
@@ -119,7 +127,13 @@ class NodeProcess:
         num_blocks = max(1, (kv_bytes or 0) // layout.block_bytes)
         shared = "shm" in config.transfer.transports
         if kind == "cpu":
-            self._arena = KVArena(layout, num_blocks, shared=shared)
+            try:
+                self._arena = KVArena(layout, num_blocks, shared=shared)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot map {num_blocks * layout.block_bytes / 2**20:.0f} MiB for the KV "
+                    f"cache: {error.strerror}; set a smaller kv_cache_gib"
+                ) from None
         engine = Engine(
             model.model,
             device=model.device,
