@@ -1,0 +1,1 @@
+"""What the benchmarks of the whole system share; see scripts/bench_*.py."""

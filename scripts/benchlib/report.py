@@ -1,0 +1,52 @@
+"""Figures out: percentiles, JSON files, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of all values do not exceed (nearest rank); NaN of nothing."""
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    return ordered[max(0, min(len(ordered) - 1, -int(-share * len(ordered) // 1) - 1))]
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(report), indent=1) + "\n")
+    print(f"stored in {path}", flush=True)
+
+
+def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output; its first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    # Into a file a table is as wide as it is; only a terminal knows better.
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(table)
+
+
+def milliseconds(seconds: float, digits: int = 1) -> str:
+    return f"{seconds * 1e3:.{digits}f}"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to seven significant digits: what was measured has fewer."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return value
