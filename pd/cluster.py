@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,15 +12,15 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from pd.config import Config
-from pd.errors import ConfigError, PDError
+from pd.errors import PDError
 from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
 from pd.node.actor import NodeActor
 from pd.node.process import NodeLaunch
+from pd.placement import check_resources, connect, free_port, here, needs_of
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
 from pd.types import Role
 
@@ -66,7 +65,7 @@ class Cluster:
         `config.model.model` must be a directory. Raises ConfigError or ModelError for what
         the user can mend, PDError when the cell does not come up in `start_timeout_s`.
         """
-        owns_ray = _connect(config, progress)
+        owns_ray = connect(config, progress)
         started: list[ActorHandle] = []
         try:
             return cls._start(config, progress, started, owns_ray=owns_ray)
@@ -85,8 +84,10 @@ class Cluster:
         deadline = time.monotonic() + cluster.start_timeout_s
         cluster_id = secrets.randbits(63) | 1
         secret = secrets.token_hex(32)
+        check_resources(config)
+        free_port(cluster.bind, "bind")
         progress("starting the coordinator")
-        coordinator = _actor(CoordinatorActor, "coordinator", 64, **_here()).remote(
+        coordinator = _actor(CoordinatorActor, "coordinator", 64, **here()).remote(
             CoordinatorLaunch(cluster_id, config, secret)
         )
         started.append(coordinator)
@@ -98,8 +99,8 @@ class Cluster:
             launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
             nodes[node_id] = _node_actor(config, node_id, threads).remote(launch)
             started.append(nodes[node_id])
-        port = config.gateway.port or _free_port(config.gateway.host)
-        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **_here()).remote(
+        port = config.gateway.port or free_port(config.gateway.host, "host")
+        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **here()).remote(
             GatewayLaunch(GATEWAY, cluster_id, peer, config, port, secret)
         )
         started.append(gateway)
@@ -174,40 +175,6 @@ def _node_ids(config: Config) -> list[tuple[str, Role]]:
     return [(f"{role}-{i}", role) for role, count in counts for i in range(count)]
 
 
-def _connect(config: Config, progress: Progress) -> bool:
-    """Join or start Ray; True if it is ours to shut down."""
-    if ray.is_initialized():
-        return False
-    cluster = config.cluster
-    if cluster.address is not None:
-        progress(f"joining the Ray cluster at {cluster.address}")
-        try:
-            ray.init(address=cluster.address, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"no Ray cluster at '{cluster.address}': {str(error).splitlines()[0]}; "
-                "start one with 'ray start --head', or leave address out"
-            ) from None
-        return True
-    progress("starting Ray")
-    threads = cluster.threads(os.cpu_count() or 1)
-    cpus = cluster.cpus_per_node if cluster.cpus_per_node is not None else threads
-    # Nodes of one host may share its cores: then Ray must be told of more than there are.
-    start_ray(max(os.cpu_count() or 1, int(cpus * cluster.num_nodes + 0.999)))
-    return True
-
-
-def start_ray(num_cpus: int) -> None:
-    """A Ray of this host alone; it ends with `ray.shutdown` or with this process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # How long a process that is to end may take; a stopped one would take all of it.
-    os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "500")
-    ray.init(
-        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR,
-    )  # fmt: skip
-
-
 def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
     return ray.remote(cls).options(
         name=f"pd-{name}-{secrets.token_hex(4)}",
@@ -218,39 +185,16 @@ def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
     )
 
 
-def _here() -> dict[str, Any]:
-    """Options of an actor that stays on the host that starts the cell: its address is known."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-
-
-def _free_port(host: str) -> int:
-    """A port chosen before the gateway is started, so that its successors serve on it, too."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot serve HTTP on {host}: {error.strerror}; choose another --host"
-            ) from None
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _node_actor(config: Config, node_id: str, threads: int) -> Any:
-    cluster = config.cluster
-    gpus = cluster.gpus_per_node
-    if gpus is None:
-        gpus = 1.0 if config.model.device == "cuda" else 0.0
+    needs = needs_of(config)
     # Thread pools read these when the libraries are loaded, before any code of ours runs.
     env = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
     return _actor(
         NodeActor,
         node_id,
         _SUPERVISION_CALLS,
-        num_cpus=cluster.cpus_per_node if cluster.cpus_per_node is not None else threads,
-        num_gpus=gpus,
+        num_cpus=needs["CPU"],
+        num_gpus=needs["GPU"],
         runtime_env={"env_vars": env},
     )
 
@@ -259,8 +203,16 @@ def _get(call: Any, deadline: float) -> Any:
     """The result of a call; an error raised on purpose arrives as itself."""
     try:
         return ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
+    except GetTimeoutError:
+        raise PDError("a process did not start within start_timeout_s") from None
     except RayTaskError as error:
         cause = error.cause
-        raise cause if isinstance(cause, PDError) else PDError(str(error)) from None
+        raise cause if isinstance(cause, PDError) else PDError(_last_line(error)) from None
     except RayError as error:
-        raise PDError(f"a process did not start: {str(error).splitlines()[0]}") from None
+        raise PDError(f"a process did not start: {_last_line(error)}") from None
+
+
+def _last_line(error: RayError) -> str:
+    """What was raised; the lines before are a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

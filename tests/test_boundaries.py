@@ -71,6 +71,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("pd/gateway/actor.py", {"ray", "uvloop"}),
     ("*/actor.py", {"ray"}),
     ("pd/cluster.py", {"ray"}),
+    ("pd/placement.py", {"ray"}),
     ("pd/supervisor.py", {"ray"}),
     ("pd/node/process.py", {"torch"}),
     ("pd/gateway/*.py", {"starlette", "uvicorn", "msgspec", "prometheus_client"}),

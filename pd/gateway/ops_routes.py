@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -72,6 +73,7 @@ class OpsRoutes:
                 "gateway": {
                     "id": self._link.id,
                     "pid": os.getpid(),
+                    "tasks": len(asyncio.all_tasks()),
                     "running": sum(each.started for each in running),
                     "waiting": sum(not each.started for each in running),
                 },

@@ -38,7 +38,7 @@ def ray_session() -> Iterator[None]:
     """Ray, and the promise that none of its processes outlives the session."""
     import ray
 
-    from pd.cluster import start_ray
+    from pd.placement import start_ray
 
     before = set(psutil.Process().children(recursive=True))
     start_ray(num_cpus=64)

@@ -1,0 +1,112 @@
+"""Ray under a cell: joining or starting it, what it sets aside for a node, and what is checked
+before any process is placed, because Ray would wait for it without a word."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pd.config import Config
+from pd.errors import ConfigError
+
+_REACH_S = 5.0
+
+
+def connect(config: Config, progress: Callable[[str], None]) -> bool:
+    """Join or start Ray; True if it is ours to shut down."""
+    if ray.is_initialized():
+        return False
+    cluster = config.cluster
+    if cluster.address is not None:
+        progress(f"joining the Ray cluster at {cluster.address}")
+        _check_reachable(cluster.address)
+        try:
+            ray.init(address=cluster.address, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster at '{cluster.address}': {str(error).splitlines()[0]}; "
+                "start one with 'ray start --head', or leave address out"
+            ) from None
+        return True
+    progress("starting Ray")
+    # Nodes of one host may share its cores: then Ray must be told of more than there are.
+    start_ray(max(os.cpu_count() or 1, math.ceil(needs_of(config)["CPU"] * cluster.num_nodes)))
+    return True
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ConfigError if nobody listens at HOST:PORT, which Ray itself takes minutes to say."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster at '{address}': {error}; "
+            "start one with 'ray start --head', or leave address out"
+        ) from None
+
+
+def start_ray(num_cpus: int) -> None:
+    """A Ray of this host alone; it ends with `ray.shutdown` or with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # How long a process that is to end may take; a stopped one would take all of it.
+    os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "500")
+    ray.init(
+        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
+    )  # fmt: skip
+
+
+def here() -> dict[str, Any]:
+    """Options of an actor that stays on the host that starts the cell: its address is known."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def free_port(address: str, option: str) -> int:
+    """A port of this host that is free now; ConfigError if the address is not this host's.
+
+    The gateway's port is chosen before it is started, so that its successors serve on it, too.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {address}: {error.strerror}; choose another --{option}"
+            ) from None
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def needs_of(config: Config) -> dict[str, float]:
+    """What Ray sets aside for one node."""
+    cluster = config.cluster
+    cpus, gpus = cluster.cpus_per_node, cluster.gpus_per_node
+    if cpus is None:
+        cpus = float(cluster.threads(os.cpu_count() or 1))
+    if gpus is None:
+        gpus = 1.0 if config.model.device == "cuda" else 0.0
+    return {"CPU": cpus, "GPU": gpus}
+
+
+def check_resources(config: Config) -> None:
+    """Raises ConfigError if Ray has too little for the nodes: it would wait without a word."""
+    total = ray.cluster_resources()
+    for name, each in needs_of(config).items():
+        wanted, has = each * config.cluster.num_nodes, total.get(name, 0.0)
+        if wanted > has:
+            raise ConfigError(
+                f"{config.cluster.num_nodes} nodes of {each:g} {name} each need {wanted:g} and the "
+                f"Ray cluster has {has:g}: start fewer, or set {name.lower()}s_per_node"
+            )
