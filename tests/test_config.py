@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +167,28 @@ def test_every_option_says_what_it_does() -> None:
             assert option.help
             assert option.check(option.default) == option.default
             assert option.flag.startswith("--")
+
+
+# Options that are read through a method of their section.
+READ_THROUGH = {
+    "kv_cache_gib": "kv_bytes",
+    "threads_per_node": "threads",
+    "max_num_batched_tokens": "token_budget",
+}
+
+
+def test_every_option_does_something() -> None:
+    """An option that is parsed and then forgotten is worse than none."""
+    root = Path(__file__).resolve().parent.parent
+    text = "\n".join(
+        path.read_text()
+        for package in ("pd", "prefill_node", "decode_node", "kvstore")
+        for path in root.glob(f"{package}/**/*.py")
+        if path.name not in ("config.py", "schema.py")
+    )
+    idle = [
+        option.path
+        for option in OPTIONS.values()
+        if not re.search(rf"\b{option.section}\.{READ_THROUGH.get(option.key, option.key)}\b", text)
+    ]
+    assert not idle, f"nothing reads {idle}"
