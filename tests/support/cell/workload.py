@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 from cell.cell import Cell, Faults
-from cell.checks import check_done
+from cell.checks import check_done, check_pages
 from pd.node.core import NodeLimits
 from pd.policies.order import OrderPolicy
 from pd.types import Request, Role, SamplingParams
@@ -120,6 +120,7 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
         else:
             _disturb(cell, rng, event)
         cell.steps(rng.choice((0, 2, 10, 40, 80)))
+        check_pages(cell)
     for node_id, node in cell.nodes.items():
         if node.frozen and rng.random() < 0.7:
             cell.thaw(node_id)
