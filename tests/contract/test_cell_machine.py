@@ -57,7 +57,7 @@ class CellMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def submit(self, length, n, max_tokens, seed, shared, priority):  # type: ignore[no-untyped-def]
         prompt = SHARED_PREFIX[:length] if shared else tuple(seed + i for i in range(length))
-        number = len(self.cell.gateway.records)
+        number = self.cell.counts["requests"]  # never used twice in a cell
         self.cell.submit(
             make_request(
                 f"r{number}", prompt, max_tokens=max_tokens, n=n, seed=seed, priority=priority,
