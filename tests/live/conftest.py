@@ -15,6 +15,7 @@ from live_cell import LiveCell, orphaned_segments
 from tiny_model import write_tiny_model
 
 ENDING_S = 20.0
+TIMEOUT_S = 400  # of a test; on a machine that compiles the kernels first, starting takes minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.live)
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")

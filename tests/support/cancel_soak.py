@@ -20,6 +20,7 @@ Stage = str
 STAGES: tuple[Stage, ...] = ("sending", "no answer yet", "streaming", "whole answer pending")
 _FD_SLACK = 4  # Ray opens and closes a few of its own
 _IDLE_S = 60.0
+_STATUS_S = 1.0  # after which a status tells about now
 _PREFIX = [7 + i % 300 for i in range(256)]  # a beginning that many prompts share
 
 
@@ -164,6 +165,7 @@ class CancelSoak:
 
         AssertionError that lists the differences, if that does not come about.
         """
+        time.sleep(_STATUS_S)
         deadline = time.monotonic() + _IDLE_S
         while True:
             usage = self.usage()

@@ -18,6 +18,7 @@ import psutil
 
 from pd.cluster import Cluster
 
+STATUS_S = 0.7  # how old a status may be, and a little
 WAIT_S = 90.0  # for a process to be restarted, its model loaded, on a busy machine
 
 
@@ -130,6 +131,10 @@ class LiveCell:
         (row,) = [row for row in self.status()["nodes"] if row["role"] == role]
         return row
 
+    def total(self, name: str) -> int:
+        """A counter of all nodes together, as of the last status."""
+        return sum(row[name] for row in self.status()["nodes"])
+
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
         """A fault: this signal for the node of this role."""
         pid = self.node(role)["pid"]
@@ -157,10 +162,19 @@ class LiveCell:
 
     def wait_idle(self, timeout_s: float = WAIT_S) -> None:
         """Until every node is up and everything was given back."""
+        time.sleep(STATUS_S)
         deadline = time.monotonic() + timeout_s
         while reason := self.why_not_idle():
             assert time.monotonic() < deadline, reason
             time.sleep(0.05)
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+    """Wait for something that other processes bring about."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
 
 
 async def _read(client: httpx.AsyncClient, stream: Streamed) -> None:
