@@ -7,10 +7,10 @@ until it has finished, has said `Stopped`, or is known to be gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
+from decode_node.handoff import Handoff
 from decode_node.scheduler import DecodeScheduler
 from kvstore.blocks import BlockPool
 from kvstore.prefix import block_hashes
@@ -26,48 +26,12 @@ from pd.messages import (
     PrefillDone,
     Renew,
     Reserve,
-    Started,
     Stopped,
 )
 from pd.outbox import Expect, Forget, Outbox
 from pd.policies.order import OrderPolicy, WaitingQueue
-from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent, Work
+from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent
 from prefill_node.scheduler import PrefillTask
-
-_WANTED = (IncomingStatus.RESERVED, IncomingStatus.RECEIVING, IncomingStatus.COMPLETE)
-
-
-@dataclass(slots=True, eq=False)
-class Handoff:
-    """One prompt on its way in. `transfer` and `table` exist once room is granted.
-
-    `task` is set when the prompt is prefilled on this very node; then no transfer is needed.
-    `first` are the first tokens of the sequences that go on, once the prefill node sent them.
-    """
-
-    work: Work
-    transfer_id: int
-    sender: str
-    sender_epoch: int
-    hashes: list[bytes]
-    task: PrefillTask | None = None
-    transfer: IncomingTransfer | None = None
-    table: list[int] = field(default_factory=list)
-    num_cached: int = 0
-    first: dict[int, int] | None = None
-    first_at: float = 0.0
-    early_blocks: int = 0  # had arrived when the first tokens came
-    dropped: set[int] = field(default_factory=set)
-    asked_to_stop: float = 0.0
-
-    @property
-    def num_live(self) -> int:
-        return len(self.work.indices) - len(self.dropped)
-
-    @property
-    def receiving(self) -> bool:
-        """Granted and not given up: its sender may still fill the pages."""
-        return self.transfer is not None and self.transfer.status in _WANTED
 
 
 class DecodePhase:
@@ -314,7 +278,8 @@ class DecodePhase:
                 seqs.append(seq)
         self._begin(handoff, seqs)
         if seqs:
-            self._report(handoff, transfer, now)
+            report = handoff.report(self.pool.block_size, self._block_bytes, now)
+            self._outbox.send(handoff.work.request.gateway, report)
 
     def _begin(self, handoff: Handoff, seqs: list[Sequence]) -> None:
         root = self._root_of(handoff.work.request)
@@ -326,19 +291,6 @@ class DecodePhase:
             self.scheduler.start(seq, shared=len(seqs) > 1)
         self._incoming_seqs -= len(handoff.work.indices)
         self._forget(handoff)
-
-    def _report(self, handoff: Handoff, transfer: IncomingTransfer, now: float) -> None:
-        request, work = handoff.work.request, handoff.work
-        report = Started(
-            request.request_id,
-            work.indices,
-            work.attempt,
-            moved_bytes=len(transfer.blocks) * self._block_bytes,
-            early_bytes=handoff.early_blocks * self._block_bytes,
-            cached_tokens=handoff.num_cached * self.pool.block_size,
-            wait_s=now - handoff.first_at,
-        )
-        self._outbox.send(request.gateway, report)
 
     def _supersedes(self, seq: Sequence) -> bool:
         """Make way for a newer attempt at a sequence whose `Abort` was lost on its way here."""
@@ -392,9 +344,6 @@ class DecodePhase:
         return handoff if handoff is not None and handoff.sender == sender else None
 
     def _interrupt(self, handoff: Handoff, reason: str) -> None:
-        request, work = handoff.work.request, handoff.work
-        live: Iterable[int] = (i for i in work.indices if i not in handoff.dropped)
-        indices = tuple(live)
-        if indices:
-            message = Interrupted(request.request_id, indices, work.attempt, reason)
-            self._outbox.send(request.gateway, message)
+        message = handoff.interrupted(reason)
+        if message is not None:
+            self._outbox.send(handoff.work.request.gateway, message)

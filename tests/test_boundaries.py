@@ -43,6 +43,7 @@ PURE = (
     "prefill_node/scheduler.py",
     "prefill_node/phase.py",
     "decode_node/scheduler.py",
+    "decode_node/handoff.py",
     "decode_node/phase.py",
     "kvstore/blocks.py",
     "kvstore/table.py",
