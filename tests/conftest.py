@@ -30,9 +30,14 @@ REAL_MODEL = "smollm2-135m"
 # Helpers of multiprocessing, which end with the process that uses them.
 HELPERS = ("resource_tracker", "forkserver")
 ENDING_S = 10.0
+LIVE_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # A dozen processes load a model and compile kernels first, on a machine that may be busy.
+        if item.get_closest_marker("live") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LIVE_TIMEOUT_S))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pd.cli.load import dump_config
 from pd.config import OPTIONS, SECTIONS, CacheConfig, ClusterConfig, Config, SchedulerConfig
 from pd.errors import ConfigError
 from pd.schema import Option, options_of
@@ -56,8 +57,7 @@ def test_to_dict_round_trips(config: Config) -> None:
 
 @given(configs())
 def test_a_yaml_file_round_trips(config: Config) -> None:
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    assert Config.from_dict(yaml.safe_load(text)) == config
+    assert Config.from_dict(yaml.safe_load(dump_config(config))) == config
 
 
 @given(st.data())
