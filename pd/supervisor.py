@@ -55,6 +55,7 @@ class CoordinatorActor:
         )
         self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
         self._handles: dict[str, ActorHandle] = {}
+        self._watched: dict[str, int] = {}  # the incarnation that lives behind each handle
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
@@ -100,11 +101,13 @@ class CoordinatorActor:
             except RayError:  # dead or restarting: nobody to watch yet
                 self._stopping.wait(_RESTART_POLL_S)
                 continue
+            self._watched[member_id] = incarnation
             try:
                 ray.get(handle.watch.remote())
                 reason = "has stopped"
             except RayError as error:
                 reason = f"was lost: {str(error).splitlines()[0]}"
+            del self._watched[member_id]
             if not self._stopping.is_set():
                 self._runner.process_lost(member_id, incarnation, reason)
                 self._stopping.wait(_RESTART_POLL_S)
@@ -112,7 +115,7 @@ class CoordinatorActor:
     def _kill(self, member_id: str, incarnation: int) -> None:
         """End a silent process; Ray starts a new one. Not in the loop's thread: Ray may wait."""
         handle = self._handles.get(member_id)
-        if handle is not None:
+        if handle is not None and self._watched.get(member_id) == incarnation:
             threading.Thread(
                 target=ray.kill, args=(handle,), kwargs={"no_restart": False}, daemon=True
             ).start()
