@@ -256,6 +256,7 @@ class NodeSnapshot:
     prefill_rate: float = 0.0  # prompt tokens a second, smoothed; 0 before the first prefill
     num_transfers: int = 0
     transferred_bytes: int = 0
+    transfer_s: float = 0.0  # of all transfers together, from a push to the receiver's answer
     preemptions: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0

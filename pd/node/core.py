@@ -92,6 +92,7 @@ class NodeCore:
         self._decode_tokens = 0
         self._num_transfers = 0
         self._transferred_bytes = 0
+        self._transfer_s = 0.0
         self._next_renewal = 0.0
         self._next_snapshot = 0.0
         self._next_heartbeat = 0.0
@@ -132,6 +133,7 @@ class NodeCore:
             if event.ok:
                 self._num_transfers += 1
                 self._transferred_bytes += event.num_bytes
+                self._transfer_s += event.seconds
             self.prefill.pushed(event)
         elif isinstance(event, Arrived):
             self.decode.arrived(event, now)
@@ -221,6 +223,7 @@ class NodeCore:
             prefill_rate=self._prefill_rate,
             num_transfers=self._num_transfers,
             transferred_bytes=self._transferred_bytes,
+            transfer_s=self._transfer_s,
             preemptions=decode.scheduler.preemptions,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
