@@ -30,8 +30,9 @@ class ZmqTransport(ChannelTransport):
             node,
             # Measured: longer messages leave the cache between ZeroMQ's copy and ours.
             message_bytes=1 << 20,
-            # A few messages of room: what a receiver does not get to stays with the senders.
-            inbox_messages=4,
+            # More than the senders' window, which is what bounds it: a lower mark stops ZeroMQ's
+            # thread from reading whenever ours has to wait for the GIL.
+            inbox_messages=64,
             payload_bytes=limit,
         )
 
