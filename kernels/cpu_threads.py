@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from importlib.util import find_spec
+from typing import Any
 
 import torch  # isort: skip  (before numba: see above)
 import numba
@@ -24,7 +25,7 @@ NOGIL: bool = config.THREADING_LAYER != "workqueue" and (
     or find_spec("numba.np.ufunc.tbbpool") is not None
 )
 
-PARALLEL = {
+PARALLEL: Any = {
     "prange": True,
     # Everything else that numba would make parallel by itself is too small, and slow to compile.
     "comprehension": False,
