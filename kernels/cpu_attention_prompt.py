@@ -79,9 +79,10 @@ def _attend_tile(
         _, total = softmax(scores[r, first:last], scale)
         inverse[r] = np.float32(1.0) / total
     for start in range(0, wide, PANEL):
+        # The scores by name: numba frees an array after its last use by name.
         dot_tile(
-            dot, sums_at + start * 4, wide, sums_at + start * 4, wide,
-            scores_at, padded, values + (start * context + low * PANEL) * 4, high - low, rows,
+            dot, sums_at + start * 4, wide, sums_at + start * 4, wide, scores.ctypes.data, padded,
+            values + (start * context + low * PANEL) * 4, high - low, rows,
         )  # fmt: skip
     for r in range(rows):
         result = floats(out + r * out_stride * 4, width)
