@@ -52,8 +52,8 @@ def node_pids(cluster: Cluster) -> dict[int, str]:
     return {int(node["pid"]): str(node["id"]) for node in cluster.status().nodes}
 
 
-def vocab_size(config: Config) -> int:
-    return ModelSpec.from_dir(config.model.model, load_format="dummy").vocab_size
+def spec_of(config: Config) -> ModelSpec:
+    return ModelSpec.from_dir(config.model.model, load_format="dummy")
 
 
 def run_streams(cluster: Cluster, **sizes: Any) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def run_streams(cluster: Cluster, **sizes: Any) -> dict[str, Any]:
     address = urlsplit(cluster.url)
     assert address.hostname and address.port
     job = Job(
-        host=address.hostname, port=address.port, vocab_size=vocab_size(cluster.config),
+        host=address.hostname, port=address.port, vocab_size=spec_of(cluster.config).vocab_size,
         root=os.getpid(), names=node_pids(cluster), **sizes,
     )  # fmt: skip
     done = subprocess.run(
