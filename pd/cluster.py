@@ -21,6 +21,7 @@ from pd.messages import CellStatus
 from pd.node.actor import NodeActor
 from pd.node.process import NodeLaunch
 from pd.placement import check_resources, connect, free_port, here, needs_of
+from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
 from pd.types import Role
 
@@ -83,7 +84,8 @@ class Cluster:
         cluster = config.cluster
         deadline = time.monotonic() + cluster.start_timeout_s
         cluster_id = secrets.randbits(63) | 1
-        secret = secrets.token_hex(32)
+        # On the loopback interface the random cluster id alone keeps strangers' messages out.
+        secret = None if is_loopback(cluster.bind) else secrets.token_hex(32)
         check_resources(config)
         free_port(cluster.bind, "bind")
         progress("starting the coordinator")
