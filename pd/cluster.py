@@ -20,7 +20,7 @@ from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
 from pd.node.actor import NodeActor
 from pd.node.process import NodeLaunch
-from pd.placement import check_resources, connect, free_port, here, needs_of
+from pd.placement import check_bind, check_resources, connect, free_port, here, needs_of
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
 from pd.types import Role
@@ -87,7 +87,7 @@ class Cluster:
         # On the loopback interface the random cluster id alone keeps strangers' messages out.
         secret = None if is_loopback(cluster.bind) else secrets.token_hex(32)
         check_resources(config)
-        free_port(cluster.bind, "bind")
+        check_bind(cluster.bind)
         progress("starting the coordinator")
         coordinator = _actor(CoordinatorActor, "coordinator", 64, **here()).remote(
             CoordinatorLaunch(cluster_id, config, secret)

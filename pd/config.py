@@ -121,7 +121,9 @@ class ClusterConfig(Section):
         None, "Ray cluster to run on: 'auto' or HOST:PORT joins one; not set starts one here"
     )
     bind: str = option(
-        "127.0.0.1", "IP address that the sockets between processes listen on, on each host"
+        "127.0.0.1",
+        "where the sockets between processes listen: an IP address, or on several hosts the "
+        "name of the network interface that joins them",
     )
     threads_per_node: int | None = option(
         None, "compute threads a node; auto divides the host's cores by its nodes",

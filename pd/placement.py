@@ -89,6 +89,12 @@ def free_port(address: str, option: str) -> int:
         return port
 
 
+def check_bind(bind: str) -> None:
+    """ConfigError unless processes here can listen on this address, or network interface."""
+    if bind not in (name for _, name in socket.if_nameindex()):
+        free_port(bind, "bind")
+
+
 def needs_of(config: Config) -> dict[str, float]:
     """What Ray sets aside for one node."""
     cluster = config.cluster
