@@ -104,8 +104,9 @@ class Machine:
         )
         return max(total, product)
 
-    def gemm_seconds(self, tokens: int) -> tuple[float, float]:
-        """Least seconds of a prefill's GEMMs: (linear layers alone, with causal attention)."""
+    def gemm_seconds(self, tokens: int) -> tuple[float, float, float]:
+        """Least seconds of a prefill's GEMMs: (linear layers alone, with causal attention), and
+        the FLOP/s that the linear layers reach in them."""
         linear, flops = 0.0, 0
         for (out, width), count in self.shapes.items():
             x = torch.ones(tokens, width)
@@ -113,7 +114,7 @@ class Machine:
             linear += count * min(timed(run) for run in runs for _ in range(3))
             flops += 2 * tokens * out * width * count
         attention = 4 * self.attention * tokens * (tokens + 1) // 2
-        return linear, linear * (flops + attention) / flops
+        return linear, linear * (flops + attention) / flops, flops / linear
 
 
 def _gemms(out: int, width: int) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
@@ -233,12 +234,11 @@ def measure(
         bandwidth = machine.read_bandwidth()
         note("read_bandwidth_gb_s", bandwidth / 1e9)
         for tokens in PROMPTS:
-            linear, total = machine.gemm_seconds(tokens)
+            linear, total, flops_s = machine.gemm_seconds(tokens)
             seconds = bench.prefill(tokens)
             note(f"prefill_{tokens}_tokens_s", tokens / seconds)
             note(f"prefill_{tokens}_gemm_share", total / seconds)
             note(f"prefill_{tokens}_linear_gemm_share", linear / seconds)
-        flops_s = 2 * machine.weights * max(PROMPTS) / linear
         note("gemm_gflop_s", flops_s / 1e9)
         for batch in BATCHES:
             seconds = bench.decode(batch, options.steps)
