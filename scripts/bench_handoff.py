@@ -20,8 +20,7 @@ nothing is cached. Medians of:
 
 The second table is of the transports alone, from scripts/bench_transfer.py in the same run:
 GB/s between two processes, and against a plain copy of the same memory and plain ZeroMQ. There
-nothing is encrypted and no core is computing; in a cell TCP is encrypted, and the transports'
-threads share their nodes' cores with the model.
+no core is computing; in a cell the transports' threads share their nodes' cores with the model.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ Figures, all seen by the client, from when it reads an event to when it reads th
     idle p50      time between two tokens of a stream (ITL) without prompts, median
     p50 p99 max   the same while prompts arrive, over all streams; p99 / idle p50 is the
                   interference: 1.0 means the streams did not notice
-    late          share of these times longer than 1.5 x idle p50
+    worst         the longest such time between one prompt and the next, median over the prompts:
+                  what a prompt does to the streams, which p99 misses if few steps are that long
+    late          share of the streams' time that went by in gaps over 1.5 x idle p50
     TTFT          from a prompt's request to its first token, median and longest; `!n` says that
                   n prompts had no answer a minute after the last
     tokens/s      of the streams, while prompts arrive
@@ -43,6 +45,7 @@ from benchlib.report import milliseconds, percentile, show_table, write_json
 CHUNKS = (32, 64, 128, 256, 512, 1024)
 CORES = 2
 LATE = 1.5  # times idle p50
+TICKS_MS = (20, 50, 100, 200, 500, 1000, 2000)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def summary(phases: dict[str, Any]) -> dict[str, Any]:
         "itl_p99_s": p99_s,
         "itl_max_s": max(gaps_s),
         "p99_over_idle_p50": p99_s / idle_p50_s,
-        "late": sum(gap > LATE * idle_p50_s for gap in gaps_s) / len(gaps_s),
+        "worst_s": percentile(load["longest_s"], 0.5),
+        "late": sum(gap for gap in gaps_s if gap > LATE * idle_p50_s) / sum(gaps_s),
         "tokens": len(gaps_s),
         "tokens_per_s": len(gaps_s) / load["seconds"],
         "ttft_p50_s": percentile(ttft_s, 0.5),
@@ -113,7 +117,7 @@ def row(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['setting']}, chunk {result['chunk']}",
         *(milliseconds(result[key]) for key in
-          ("idle_p50_s", "itl_p50_s", "itl_p99_s", "itl_max_s")),
+          ("idle_p50_s", "itl_p50_s", "itl_p99_s", "worst_s", "itl_max_s")),
         f"{result['p99_over_idle_p50']:.2f}",
         f"{100 * result['late']:.1f} %",
         f"{result['ttft_p50_s']:.2f}",
@@ -122,53 +126,53 @@ def row(result: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def picture(results: list[dict[str, Any]], path: Path, model: str) -> None:
-    """ITL p99 against TTFT: down and to the left is better."""
+def picture(results: list[dict[str, Any]], path: Path, title: str) -> None:
+    """ITL against TTFT, its p99 and the longest a prompt causes: down and left is better."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8.0, 5.2), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11.0, 4.8), layout="constrained", sharey=True)
+    draw(panels[0], results, "itl_p99_s", "ITL of the streams, p99")
+    draw(panels[1], results, "worst_s", "longest gap in a stream that a prompt causes, median")
+    panels[0].set_ylabel("ms")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    print(f"drawn in {path}", flush=True)
+
+
+def draw(axes: Any, results: list[dict[str, Any]], key: str, title: str) -> None:
     for kind, style, colour in ((MIXED_2, "o-", "tab:orange"), (MIXED_1, "s-", "tab:blue")):
         mine = [each for each in results if each["setting"] == kind]
-        x = [each["ttft_p50_s"] for each in mine]
-        y = [each["itl_p99_s"] * 1e3 for each in mine]
-        axes.plot(x, y, style, color=colour, label=f"{kind} cores, by chunk size")
-        for each, at in zip(mine, zip(x, y, strict=True), strict=True):
+        points = [(each["ttft_p50_s"], each[key] * 1e3) for each in mine]
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{kind} cores, by chunk")
+        for each, point in zip(mine, points, strict=True):
             axes.annotate(
-                str(each["chunk"]), at, textcoords="offset points", xytext=(6, 5),
+                str(each["chunk"]), point, textcoords="offset points", xytext=(6, 5),
                 fontsize=8, color=colour,
             )  # fmt: skip
     for each in results:
         if each["setting"] == PD:
             axes.plot(
-                each["ttft_p50_s"], each["itl_p99_s"] * 1e3, "*", markersize=16,
-                color="tab:green", label="1 prefill + 1 decode, a core each",
+                each["ttft_p50_s"], each[key] * 1e3, "*", markersize=16, color="tab:green",
+                label="1 prefill + 1 decode, a core each",
             )  # fmt: skip
             limit_ms = LATE * each["idle_p50_s"] * 1e3
             axes.axhline(limit_ms, color="tab:green", linewidth=1, linestyle=":")
             axes.annotate(
-                f"{LATE} x its idle ITL", (1.0, limit_ms), fontsize=8, color="tab:green",
-                xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(-4, 4),
-                ha="right",
+                f"{LATE} x its idle ITL", (0.0, limit_ms), fontsize=8, color="tab:green",
+                xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(4, 4),
             )  # fmt: skip
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    low, high = axes.get_ylim()
-    ticks = (20, 50, 100, 200, 500, 1000, 2000, 5000)
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_yscale("log", subs=[])
+    axes.set_yticks(TICKS_MS, [f"{tick:,}" for tick in TICKS_MS])
+    axes.set_ylim(TICKS_MS[0], max(TICKS_MS[-1], 1.2 * max(each[key] * 1e3 for each in results)))
     axes.set_xlim(left=0)
     axes.set_xlabel("TTFT of the prompts, median (s)")
-    axes.set_ylabel("ITL of the streams, p99 (ms)")
-    axes.set_title(f"Streams and long prompts on two cores ({model})", fontsize=11)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    print(f"drawn in {path}", flush=True)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
 
 
 def main() -> None:
@@ -204,15 +208,15 @@ def main() -> None:
         results.append(measure(setting, args))
         say("  ITL p99 {itl_p99_s:.3f} s, TTFT {ttft_p50_s:.2f} s".format(**results[-1]))
     title = (
-        f"{args.streams} streams; a prompt of {args.prompt} tokens every {args.every:g} s "
-        f"(ITL in ms, TTFT in s)"
+        f"{args.streams} streams and a prompt of {args.prompt} tokens every {args.every:g} s "
+        f"on {CORES} cores, {Path(args.model).name}"
     )
-    headings = ["", "idle p50", "ITL p50", "p99", "max", "p99 / idle", "late", "TTFT p50", "max",
-                "tokens/s"]  # fmt: skip
-    show_table(title, headings, [row(result) for result in results])
+    headings = ["", "idle p50", "ITL p50", "p99", "worst", "max", "p99 / idle", "late", "TTFT p50",
+                "max", "tokens/s"]  # fmt: skip
+    show_table(f"{title} (ITL in ms, TTFT in s)", headings, map(row, results))
     options = {key: value for key, value in vars(args).items() if key not in ("json", "picture")}
     write_json(args.json, {"environment": facts, "options": options, "results": results})
-    picture(results, args.picture, Path(args.model).name)
+    picture(results, args.picture, title)
 
 
 if __name__ == "__main__":

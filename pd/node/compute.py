@@ -10,7 +10,9 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from pd.types import BatchPlan, Sampled, StepResult
@@ -82,6 +84,7 @@ class ComputeThread(Generic[E]):
         self._thread.join()
 
     def _run(self) -> None:
+        _show_name("compute")
         try:
             engine = self._load()
         except BaseException as error:
@@ -94,3 +97,9 @@ class ComputeThread(Generic[E]):
             except BaseException as error:
                 self._results.put(error)
             self._on_done()
+
+
+def _show_name(name: str) -> None:
+    """Name the calling thread for `top -H` and /proc, which Python's own names do not reach."""
+    with suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -47,17 +48,16 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
-def thread_cpu_s(pid: int) -> dict[tuple[int, str], float]:
-    """User and system time of every thread of a process, by (thread id, name)."""
-    times: dict[tuple[int, str], float] = {}
+def thread_cpu_s(pid: int, name: str) -> float:
+    """User and system time of a process's threads of that name. A thread starts with the name
+    of the one that starts it, so the pool of threads behind "compute" is counted with it."""
+    total = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            fields = _stat(task / "stat")
-            name = (task / "comm").read_text().strip()
-        except OSError:
-            continue
-        times[int(task.name), name] = (int(fields[11]) + int(fields[12])) * _TICK_S
-    return times
+        with suppress(OSError):  # it ended meanwhile
+            if (task / "comm").read_text().strip() == name:
+                fields = _stat(task / "stat")
+                total += (int(fields[11]) + int(fields[12])) * _TICK_S
+    return total
 
 
 def busy_s() -> float:
@@ -71,13 +71,14 @@ def busy_s() -> float:
 class CpuMeter:
     """CPU seconds that each kind of process of a tree takes between `start` and `stop`.
 
-    `names` gives processes names of their own; the others have the name of their program.
+    `names` gives processes names of their own; of these, threads called "compute" are counted
+    apart, as `NAME compute`. The others have the name of their program.
     """
 
     def __init__(self, root: int, names: dict[int, str] | None = None) -> None:
         self._root = root
         self._names = names or {}
-        self._before: dict[int, float] = {}
+        self._before: dict[tuple[int, str], float] = {}
         self._busy_before = 0.0
 
     def start(self) -> None:
@@ -88,20 +89,24 @@ class CpuMeter:
         """Seconds by name, and `rest of the machine`: what was not of this tree."""
         after, busy = self._read(), busy_s() - self._busy_before
         taken: dict[str, float] = defaultdict(float)
-        for pid, seconds in after.items():
+        for (pid, part), seconds in after.items():
             try:
-                name = self._names.get(pid) or title(pid)
+                name = (self._names.get(pid) or title(pid)) + part
             except OSError:
                 continue
-            taken[name] += seconds - self._before.get(pid, 0.0)
+            taken[name] += seconds - self._before.get((pid, part), 0.0)
         taken["rest of the machine"] = max(0.0, busy - sum(taken.values()))
         return {name: round(s, 3) for name, s in sorted(taken.items(), key=lambda x: -x[1])}
 
-    def _read(self) -> dict[int, float]:
-        times: dict[int, float] = {}
+    def _read(self) -> dict[tuple[int, str], float]:
+        times: dict[tuple[int, str], float] = {}
         for pid in descendants(self._root):
             try:
-                times[pid] = cpu_s(pid)
+                times[pid, ""] = cpu_s(pid)
+                if pid in self._names:
+                    compute_s = thread_cpu_s(pid, "compute")
+                    times[pid, ""] -= compute_s
+                    times[pid, " compute"] = compute_s
             except OSError:
                 continue
         return times

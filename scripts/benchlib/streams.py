@@ -43,7 +43,8 @@ class Job:
     prompt_tokens: int = 4
     every_s: float = 6.0
     idle_s: float = 10.0
-    load_s: float = 60.0
+    load_s: float = 60.0  # 0 for no prompts at all
+    staggered: bool = True  # streams of all ages, as if they had run for long
     seed: int = 0
 
 
@@ -53,6 +54,7 @@ class Phase:
 
     seconds: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
+    longest_s: list[float] = field(default_factory=list)  # gap from a prompt to the next one
     stream_ttft_s: list[float] = field(default_factory=list)
     prompt_ttft_s: list[float] = field(default_factory=list)
     unanswered: int = 0
@@ -108,11 +110,13 @@ class Load:
     def run(self) -> dict[str, Any]:
         job = self.job
         for slot in range(job.streams):
-            # As if they had run for long: contexts of all lengths, and ends spread out.
-            past = job.stream_tokens * slot // job.streams
+            # Contexts of all lengths, and ends spread out.
+            past = job.stream_tokens * slot // job.streams if job.staggered else 0
             self._send(job.stream_prompt + past, job.stream_tokens - past, slot)
         while min(self._warm) < _WARM_TOKENS:
             self._turn(1.0)
+        if not job.load_s:
+            return {"idle": dataclasses.asdict(self._measure(job.idle_s, prompts=False))}
         self._prompt()
         self._await_prompts()
         idle = self._measure(job.idle_s, prompts=False)
@@ -131,6 +135,7 @@ class Load:
         while (now := time.monotonic()) < end_s:
             if now >= next_s:
                 next_s += self.job.every_s
+                phase.longest_s.append(0.0)
                 self._prompt()
             self._turn(min(next_s, end_s) - time.monotonic())
         phase.seconds = time.monotonic() - started
@@ -176,6 +181,8 @@ class Load:
             (phase.prompt_ttft_s if answer.slot is None else phase.stream_ttft_s).append(passed_s)
         elif answer.slot is not None:
             phase.gaps_s.append(passed_s)
+            if phase.longest_s:
+                phase.longest_s[-1] = max(phase.longest_s[-1], passed_s)
         if answer.slot is not None:
             phase.gaps_s += [0.0] * (new - 1)  # came together
         answer.tokens += new
