@@ -60,6 +60,8 @@ def start_ray(num_cpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # How long a process that is to end may take; a stopped one would take all of it.
     os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "500")
+    # Else workers run at nice 15: whatever runs beside a node takes its core away for milliseconds.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR,
