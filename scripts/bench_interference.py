@@ -21,7 +21,8 @@ Figures, all seen by the client, from when it reads an event to when it reads th
     p50 p99 max   the same while prompts arrive, over all streams; p99 / idle p50 is the
                   interference: 1.0 means the streams did not notice
     worst         the longest such time between one prompt and the next, median over the prompts:
-                  what a prompt does to the streams, which p99 misses if few steps are that long
+                  what a prompt does to running streams, which p99 misses if few steps are that
+                  long (the time to a stream's second token is not looked at here)
     late          share of the streams' time that went by in gaps over 1.5 x idle p50
     TTFT          from a prompt's request to its first token, median and longest; `!n` says that
                   n prompts had no answer a minute after the last

@@ -54,7 +54,9 @@ class Phase:
 
     seconds: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
-    longest_s: list[float] = field(default_factory=list)  # gap from a prompt to the next one
+    # From each prompt to the next; without the gap after a stream's first token, which has other
+    # causes: the stream's hand-off.
+    longest_s: list[float] = field(default_factory=list)
     stream_ttft_s: list[float] = field(default_factory=list)
     prompt_ttft_s: list[float] = field(default_factory=list)
     unanswered: int = 0
@@ -181,7 +183,7 @@ class Load:
             (phase.prompt_ttft_s if answer.slot is None else phase.stream_ttft_s).append(passed_s)
         elif answer.slot is not None:
             phase.gaps_s.append(passed_s)
-            if phase.longest_s:
+            if phase.longest_s and answer.tokens > 1:
                 phase.longest_s[-1] = max(phase.longest_s[-1], passed_s)
         if answer.slot is not None:
             phase.gaps_s += [0.0] * (new - 1)  # came together
