@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from pd.members import Gateway, Members, Node
 from pd.messages import (
@@ -33,7 +34,7 @@ from pd.messages import (
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import admit
 from pd.policies.route import Candidate, Placement, route
-from pd.types import Work
+from pd.types import Role, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +328,7 @@ class Coordinator:
         """The cell as `/ready`, `/metrics` and `pd status` show it."""
         missing = self.members.missing()
         nodes: list[Mapping[str, str | int | float | bool]] = [
-            node.describe(now) for node in self.members.nodes.values()
+            node.describe(now) for node in sorted(self.members.nodes.values(), key=_place)
         ]
         lens = [node.hello.max_model_len for node in self.members.nodes.values()]
         return CellStatus(
@@ -337,6 +338,11 @@ class Coordinator:
             num_requests=len(self._assigned) + len(self._parked),
             max_model_len=min(lens, default=0),
         )
+
+
+def _place(node: Node) -> tuple[int, int, str]:
+    """Where a node stands in a list of them: not where its start happened to end."""
+    return get_args(Role).index(node.hello.role), len(node.id), node.id
 
 
 def _holds(node: Node, work: Work, *, prefill: bool = False) -> bool:

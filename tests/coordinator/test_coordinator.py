@@ -420,6 +420,15 @@ def test_interrupted_work_waits_for_a_node_that_is_large_enough() -> None:
 
 
 # ---------------------------------------------------------------- status
+def test_nodes_are_listed_in_one_order_however_they_started() -> None:
+    driver = Driver(
+        ("mixed-0", "mixed"), ("decode-10", "decode"), ("decode-2", "decode"),
+        ("prefill-0", "prefill"),
+    )  # fmt: skip
+    nodes = [node["id"] for node in driver.coordinator.status(driver.now).nodes]
+    assert nodes == ["prefill-0", "decode-2", "decode-10", "mixed-0"]
+
+
 def test_gateways_hear_how_the_cell_is_and_at_once_when_it_changes(pair: Driver) -> None:
     pair.tick()
     ((to, status),) = pair.sent(CellStatus)
