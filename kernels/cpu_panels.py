@@ -18,8 +18,8 @@ from pd_kernels.cpu_vector import MAX_ROWS, PANEL, dot_tile
 
 # Panels that a thread takes through all rows of a block before it moves on: they stay in the
 # second-level cache, as the rows do.
-_GROUP_BYTES = 256 * 1024
-_TILES_PER_BLOCK = 8
+_GROUP_BYTES = 512 * 1024
+_TILES_PER_BLOCK = 32
 
 
 def pack_panels(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -43,10 +43,10 @@ def unpack_panels(packed: torch.Tensor, n: int) -> torch.Tensor:
 def _matmul_share(y, ldy, init, ldi, x, ldx, w, tile, weight_bytes, m, k, panels, share, shares):
     panel_bytes = k * PANEL * weight_bytes
     group = max(1, _GROUP_BYTES // max(1, panel_bytes))
+    # Tiles of a block, blocks of the whole and threads each get nearly the same number of rows:
+    # the threads wait for each other at the end.
     tiles = (m + MAX_ROWS - 1) // MAX_ROWS
-    height = (m + tiles - 1) // tiles
-    block_rows = height * _TILES_PER_BLOCK
-    blocks = (m + block_rows - 1) // block_rows
+    blocks = (tiles + _TILES_PER_BLOCK - 1) // _TILES_PER_BLOCK
     units = blocks * panels  # one unit: one panel of one block of rows
     unit = share * units // shares
     stop = (share + 1) * units // shares
@@ -54,9 +54,9 @@ def _matmul_share(y, ldy, init, ldi, x, ldx, w, tile, weight_bytes, m, k, panels
         block = unit // panels
         first = unit - block * panels
         last = min(panels, first + group, first + stop - unit)
-        row_end = min(m, (block + 1) * block_rows)
-        for row in range(block * block_rows, row_end, height):
-            rows = min(height, row_end - row)
+        for t in range(block * tiles // blocks, (block + 1) * tiles // blocks):
+            row = t * m // tiles
+            rows = (t + 1) * m // tiles - row
             x_row = x + row * ldx * 4
             for p in range(first, last):
                 y_tile = y + (row * ldy + p * PANEL) * 4

@@ -46,7 +46,7 @@ MAX_ROWS = 14 if _REGISTERS == 32 else 6
 """Rows of the largest tile: all its accumulators, two weight vectors and a broadcast fit in the
 registers."""
 
-# Far enough ahead for memory to answer: measured best from 2 to 16 KiB over all row counts.
+# Far enough ahead for memory to answer.
 _PREFETCH_BYTES = 8192
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
