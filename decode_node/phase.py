@@ -37,7 +37,8 @@ from prefill_node.scheduler import PrefillTask
 class DecodePhase:
     """Everything a node does for sequences from their reservation to their last token.
 
-    `on_local_room` hears of prompts prefilled on this node that now have their blocks.
+    `on_local_room` hears of prompts prefilled on this node that now have their blocks;
+    `publish` is given the blocks of sequences that leave.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class DecodePhase:
         root_of: Callable[[Request], bytes],
         outbox: Outbox,
         on_local_room: Callable[[PrefillTask], None],
+        publish: Callable[[list[bytes], list[int]], None] | None = None,
         block_bytes: int = 0,
     ) -> None:
         self.node_id = node_id
         self.pool = pool
         self.lease_s = lease_s
         self._watermark_blocks = int(watermark * pool.num_blocks)
-        self.scheduler = DecodeScheduler(pool, max_num_seqs)
+        self.scheduler = DecodeScheduler(pool, max_num_seqs, publish)
         self.queue: WaitingQueue[Handoff] = WaitingQueue(policy)
         self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
         self._by_request: dict[str, set[int]] = {}
@@ -79,7 +81,10 @@ class DecodePhase:
         self._enqueue(handoff, now)
 
     def reserve_local(self, task: PrefillTask) -> None:
-        handoff = Handoff(task.work, task.transfer_id, self.node_id, 0, task.hashes, task=task)
+        handoff = Handoff(
+            task.work, task.transfer_id, self.node_id, 0, task.hashes, task=task,
+            dropped=set(task.dropped),  # some may have been while its blocks were fetched
+        )  # fmt: skip
         self._enqueue(handoff, task.arrived)
 
     def _enqueue(self, handoff: Handoff, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from kvstore.blocks import BlockPool
@@ -16,10 +17,18 @@ class DecodeScheduler:
     least claim (lowest priority, then latest arrival) is preempted: its blocks go back and
     its gateway has it prefilled again elsewhere, so that no long prefill ever runs between
     two decode steps.
+
+    `publish` is given the full blocks of every sequence that leaves, unless for want of room.
     """
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_num_seqs: int,
+        publish: Callable[[list[bytes], list[int]], None] | None = None,
+    ) -> None:
         self.pool = pool
+        self._publish = publish
         self.max_num_seqs = max_num_seqs
         self.running: dict[tuple[str, int], Sequence] = {}
         self.num_tokens = 0  # context of all running sequences
@@ -42,8 +51,10 @@ class DecodeScheduler:
         if shared:
             self._forked.add(seq.key)
 
-    def remove(self, seq: Sequence) -> None:
+    def remove(self, seq: Sequence, *, publish: bool = True) -> None:
         """End a sequence; what its step in flight may still write to stays held till then."""
+        if publish and self._publish is not None:
+            self._publish(seq.hashes[1:], seq.blocks)
         del self.running[seq.key]
         self.num_tokens -= len(seq.tokens)
         self._forked.discard(seq.key)
@@ -69,7 +80,7 @@ class DecodeScheduler:
                     key=lambda s: (s.request.priority, s.request.arrival_s, s.index),
                 )
                 copies.pop(victim.key, None)
-                self.remove(victim)
+                self.remove(victim, publish=False)
                 self.preemptions += 1
                 preempted.append(victim)
         if not self.running:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pd.errors import NoFreeBlocksError
+
+if TYPE_CHECKING:
+    from kvstore.blocklog import BlockLog
 
 
 class BlockPool:
@@ -17,10 +21,17 @@ class BlockPool:
     least recently used one and room is needed.
 
     Every operation is O(1) per block. Mistakes of the caller raise ValueError and change
-    nothing.
+    nothing. What becomes findable, and what no longer is, goes to the `log`.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_cache: bool = True,
+        log: BlockLog | None = None,
+    ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
                 f"a pool needs at least one block of one token, not {num_blocks} of {block_size}"
@@ -28,6 +39,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
+        self._log = log
         self._holds = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -138,13 +150,21 @@ class BlockPool:
             raise ValueError(f"block {block} is already registered under another hash")
         self._hash_of[block] = key
         self._block_of[key] = block
+        if self._log is not None:
+            self._log.stored(key, "node")
+
+    def cached_keys(self) -> list[bytes]:
+        """The hashes of everything findable."""
+        return list(self._block_of)
 
     def clear_cache(self) -> None:
         """Forget every hash. Held blocks stay held; the others have no content any more."""
         self._free.extend(reversed(self._evictable))
         self._evictable.clear()
-        for block in self._block_of.values():
+        for key, block in self._block_of.items():
             self._hash_of[block] = None
+            if self._log is not None:
+                self._log.removed(key, "node")
         self._block_of.clear()
 
     def _evict(self) -> int:
@@ -153,6 +173,8 @@ class BlockPool:
         assert key is not None
         del self._block_of[key]
         self._hash_of[block] = None
+        if self._log is not None:
+            self._log.removed(key, "node")
         return block
 
     def check(self) -> None:

@@ -108,6 +108,11 @@ class IncomingTransfer:
         return len(self._missing)
 
     @property
+    def num_leading(self) -> int:
+        """Blocks from the first on that have arrived without a hole."""
+        return min(self._missing, default=len(self.blocks))
+
+    @property
     def complete(self) -> bool:
         """Every block has arrived and was verified."""
         return not self._missing

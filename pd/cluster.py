@@ -14,16 +14,18 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from kvstore.pool.actor import PoolActor
+from kvstore.pool.process import PoolLaunch
 from pd.config import Config
 from pd.errors import PDError
 from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
 from pd.node.actor import NodeActor
 from pd.node.process import NodeLaunch
-from pd.placement import check_bind, check_resources, connect, free_port, here, needs_of
+from pd.placement import check_bind, check_resources, connect, free_port, here, needs_of, on
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
-from pd.types import Role
+from pd.types import Peer, Role
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +114,39 @@ class Cluster:
         for node_id, handle in nodes.items():
             progress(f"loading the model into {node_id}")
             _get(handle.loaded.remote(), deadline)
+        pools = cls._start_pools(config, nodes, cluster_id, peer, secret, started, deadline)
+        for member_id, handle in pools.items():
+            coordinator.watch_member.remote(member_id, handle)
         progress("waiting for the nodes to join")
-        cell = cls(config, url, coordinator, gateway, nodes, owns_ray=owns_ray)
+        cell = cls(config, url, coordinator, gateway, {**nodes, **pools}, owns_ray=owns_ray)
         cell._await_ready(deadline)
         return cell
+
+    @staticmethod
+    def _start_pools(
+        config: Config,
+        nodes: Mapping[str, ActorHandle],
+        cluster_id: int,
+        coordinator: Peer,
+        secret: str | None,
+        started: list[ActorHandle],
+        deadline: float,
+    ) -> dict[str, ActorHandle]:
+        """A pool on every host that has nodes, for blocks of the shape they have."""
+        pools: dict[str, ActorHandle] = {}
+        if config.pool.pool_dram_gib == 0 or not config.cache.prefix_cache:
+            return pools
+        homes = dict(_get(node.home.remote(), deadline)[::-1] for node in nodes.values())
+        for i, (host, layout) in enumerate(sorted(homes.items())):
+            pool_id = f"pool-{i}"
+            launch = PoolLaunch(pool_id, cluster_id, coordinator, config, layout, secret)
+            pools[pool_id] = _actor(PoolActor, pool_id, _SUPERVISION_CALLS, **on(host)).remote(
+                launch
+            )
+            started.append(pools[pool_id])
+        for handle in pools.values():
+            _get(handle.loaded.remote(), deadline)
+        return pools
 
     def status(self) -> CellStatus:
         status: CellStatus = ray.get(self._coordinator.status.remote())
@@ -155,7 +186,7 @@ class Cluster:
         self.stop()
 
     def _await_ready(self, deadline: float) -> None:
-        want = self.config.cluster.num_nodes
+        want = len(self.nodes)
         while True:
             status = self.status()
             if status.ready and len(status.nodes) == want:

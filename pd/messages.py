@@ -7,6 +7,10 @@
     decode      -> prefill       Granted, AbortTransfer
     prefill     -> decode        PrefillDone, Renew, Stopped     (and blocks, by kvstore.transport)
     node        -> gateway       Tokens, Interrupted, Started
+    node        -> pool          Put; answered by PutGranted, then blocks
+    node        -> holder        Fetch, AbortTransfer; answered by blocks, and Stopped if some lack
+    holder      -> coordinator   BlockEvents; asked for anew by SyncBlocks
+    coordinator -> node          UsePool
 
 A piece of work is named by (request id, output indices, attempt). Whoever ends one
 abnormally sends `Interrupted` to its gateway, which submits a new attempt that continues from
@@ -18,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pd.types import FinishReason, NodeSnapshot, Peer, Role, TokenEvent, Work
+from pd.types import FinishReason, NodeSnapshot, Peer, Role, Source, Tier, TokenEvent, Work
 
 COORDINATOR = "coordinator"
 
@@ -178,12 +182,14 @@ class StartPrefill:
     """Run this prompt once the decode node has granted room for it.
 
     With `decode` equal to the receiver's own id the sequence stays and decodes there.
+    `sources` have leading blocks of the prompt, the best to fetch from first.
     """
 
     work: Work
     transfer_id: int
     decode: str
     decode_epoch: int
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +307,78 @@ class Stopped:
     transfer_id: int
 
 
+# ------------------------------------------------------------------ blocks that outlive requests
+@dataclass(frozen=True, slots=True)
+class BlockEvents:
+    """What changed in one tier of a holder since its message before this one.
+
+    `seq` counts a holder's messages of one epoch from 1: a gap means that one was lost.
+    `removed` and `stored` are the first 8 bytes of each block's key, packed; removals come
+    first. `reset` says: forget all you knew of me, what follows is everything I have.
+    """
+
+    seq: int
+    reset: bool
+    tier: Tier
+    stored: bytes
+    removed: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncBlocks:
+    """The coordinator has missed events: report everything again."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsePool:
+    """Put your blocks here from now on; an empty id means nowhere."""
+
+    id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Blocks that a node has to give. `keys` are 32 bytes each, packed, in prompt order.
+
+    `epoch` is the sender's own, as in `Fetch`."""
+
+    transfer_id: int
+    epoch: int
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutGranted:
+    """The pool takes the blocks at these places of the `Put`, into these blocks of its own.
+
+    Empty when it has them all or no room: then the transfer is over."""
+
+    transfer_id: int
+    places: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Write the blocks of these keys (32 bytes each, packed) into these blocks of mine.
+
+    The holder writes the leading ones it has; if that is not all of them, it says `Stopped`
+    after the last. Transfer id and epoch are those of the receiver, who asks.
+    """
+
+    transfer_id: int
+    epoch: int
+    keys: bytes
+    blocks: tuple[int, ...]
+
+
 Message = (
     NodeHello | GatewayHello | Welcome | Heartbeat | Snapshot | Peers | PeerLost | CellStatus
     | Submit | Admitted | Rejected | Interrupted | Cancel | Finished
     | Reserve | StartPrefill | Abort | Tokens
     | Granted | PrefillDone | Renew | AbortTransfer | Stopped | Started
+    | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -316,6 +389,7 @@ KINDS: dict[int, type] = dict(
             Submit, Admitted, Rejected, Interrupted, Cancel, Finished,
             Reserve, StartPrefill, Abort, Tokens,
             Granted, PrefillDone, Renew, AbortTransfer, Stopped, Started,
+            BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
         ),
         start=1,
     )

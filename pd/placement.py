@@ -70,7 +70,11 @@ def start_ray(num_cpus: int) -> None:
 
 def here() -> dict[str, Any]:
     """Options of an actor that stays on the host that starts the cell: its address is known."""
-    node_id = ray.get_runtime_context().get_node_id()
+    return on(ray.get_runtime_context().get_node_id())
+
+
+def on(node_id: str) -> dict[str, Any]:
+    """Options of an actor that stays on this host of Ray's."""
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 

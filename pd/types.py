@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["prefill", "decode", "mixed"]
+Role = Literal["prefill", "decode", "mixed", "pool"]
+Tier = Literal["node", "dram", "disk"]  # where a cached block lies: a node's own KV, or the pool's
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 MAX_SEED = 2**63 - 1
@@ -76,6 +77,8 @@ class Request:
     tenant: str = ""
     priority: int = 0
     slo: SLO = SLO()
+    cache_salt: str = ""  # prompts share cached KV only where tenant and salt are the same
+    session: str = ""  # requests of one session are served where its KV lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,17 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Where the leading blocks of a prompt can be fetched: `num_blocks` of them, the last
+    `num_slow` only from a disk."""
+
+    holder: str
+    epoch: int
+    num_blocks: int
+    num_slow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSnapshot:
     """What a node tells the coordinator after each step and at least every heartbeat."""
 
@@ -261,3 +275,13 @@ class NodeSnapshot:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     cache_hit_tokens: int = 0
+    fetched_tokens: int = 0  # brought from elsewhere instead of computed
+    fetch_s_per_block: float = 0.0  # smoothed; 0 before the first fetch
+    fetch_s_per_slow_block: float = 0.0  # of blocks that a disk had to be read for
+    # Of a pool, whose blocks above are those of its DRAM tier:
+    num_disk_blocks: int = 0
+    disk_blocks: int = 0
+    stored_blocks: int = 0  # put here so far
+    served_blocks: int = 0  # fetched from here so far, of which
+    served_disk_blocks: int = 0  # were read from the disk
+    dropped_blocks: int = 0  # lost to want of room or to a disk that failed

@@ -3,7 +3,8 @@
 A prompt that will decode elsewhere waits until that node has granted room for it, then runs
 in chunks; the blocks each chunk completes are pushed while the next one computes. A prompt
 that will decode here waits for the same grant from the decode half and hands its blocks
-over without moving them.
+over without moving them. Leading blocks that others have are fetched meanwhile, where that is
+predicted to be faster than computing them; finished ones are put into the pool.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence as Seq
 from typing import TypeVar
 
 from kvstore.blocks import BlockPool
+from kvstore.fetch import Fetcher
 from kvstore.prefix import block_hashes
 from kvstore.table import num_blocks
 from kvstore.transfer import OutgoingStatus, OutgoingTransfer
@@ -42,6 +44,8 @@ class PrefillPhase:
 
     `reserve_local` asks the decode half for room for a prompt that stays here (it calls
     `ready` once there is), `start_local` hands it the prompt's sequences when computed.
+    `fetcher` brings blocks from elsewhere, `compute_s` predicts how long so many tokens take to
+    compute; `publish` is given the blocks of computed prompts.
     """
 
     def __init__(
@@ -54,12 +58,15 @@ class PrefillPhase:
         outbox: Outbox,
         reserve_local: Callable[[PrefillTask], None],
         start_local: Callable[[PrefillTask, list[Sequence]], None],
+        fetcher: Fetcher,
+        compute_s: Callable[[int], float],
+        publish: Callable[[list[bytes], list[int]], None],
     ) -> None:
         self.node_id = node_id
         self.pool = pool
         self.scheduler = PrefillScheduler(pool, policy, max_num_seqs)
         self.tasks: dict[int, PrefillTask] = {}
-        self._ungranted_tokens = 0  # of prompts that wait for decode room
+        self._unscheduled_tokens = 0  # of prompts that wait for decode room or for a fetch
         self._by_request: dict[str, set[int]] = {}
         self._in_flight: list[PrefillTask] = []
         self._early_grants: OrderedDict[int, Granted] = OrderedDict()
@@ -68,11 +75,14 @@ class PrefillPhase:
         self._outbox = outbox
         self._reserve_local = reserve_local
         self._start_local = start_local
+        self._fetcher = fetcher
+        self._compute_s = compute_s
+        self._publish = publish
 
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens that this node has yet to compute."""
-        return self.scheduler.remaining_tokens + self._ungranted_tokens
+        return self.scheduler.remaining_tokens + self._unscheduled_tokens
 
     # -------------------------------------------------------------- messages
     def start(self, message: StartPrefill, now: float) -> None:
@@ -81,13 +91,16 @@ class PrefillPhase:
             return
         tokens = (*work.request.prompt, *work.output)
         hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
-        task = PrefillTask(work, transfer_id, now, hashes)
+        task = PrefillTask(work, transfer_id, now, hashes, sources=list(message.sources))
         self.tasks[transfer_id] = task
         self._by_request.setdefault(work.request.request_id, set()).add(transfer_id)
-        self._ungranted_tokens += task.num_tokens
+        self._unscheduled_tokens += task.num_tokens
         if message.decode == self.node_id:
-            self._reserve_local(task)
+            self._fetch(task, now)
+            if not task.fetching:
+                self._reserve_local(task)
             return
+        self._fetch(task, now)
         task.outgoing = OutgoingTransfer(transfer_id, message.decode, message.decode_epoch)
         grant = self._early_grants.pop(transfer_id, None)
         if grant is not None:
@@ -113,16 +126,61 @@ class PrefillPhase:
 
     def ready(self, task: PrefillTask) -> None:
         """There are blocks for this prompt where it will decode: it may run."""
-        self._ungranted_tokens -= task.num_tokens
         task.granted = True
-        self.scheduler.add(task)
+        self._schedule(task)
+
+    def _schedule(self, task: PrefillTask) -> None:
+        if task.granted and not task.fetching:
+            task.scheduled = True
+            self._unscheduled_tokens -= task.num_tokens
+            self.scheduler.add(task)
+
+    # -------------------------------------------------------------- blocks that others have
+    def _fetch(self, task: PrefillTask, now: float) -> None:
+        """Fetch leading blocks that this node lacks, if a source has them and is faster."""
+        keys = task.reusable(self.pool.block_size)
+        num_here = self.pool.peek(keys)
+        if num_here == len(keys):
+            return
+        fetching = self._fetcher.find(keys[num_here])
+        while fetching is None and task.sources:
+            source = task.sources.pop(0)
+            lacking = keys[num_here : source.num_blocks]
+            for i, key in enumerate(lacking):
+                if self._fetcher.find(key) is not None:
+                    del lacking[i:]
+                    break
+            if not lacking:
+                continue
+            num_slow = min(len(lacking), source.num_slow)
+            takes_s = self._fetcher.costs.expected(len(lacking) - num_slow, num_slow, now)
+            # What waits here already is computed while blocks come.
+            before = self.waiting_tokens - task.num_tokens
+            if takes_s < self._compute_s(before + len(lacking) * self.pool.block_size):
+                fetching = self._fetcher.start(source, lacking, num_slow, now)
+        if fetching is not None:
+            task.fetching = True
+            fetching.waiting.append(lambda then: self._fetched(task, then))
+
+    def _fetched(self, task: PrefillTask, now: float) -> None:
+        """What was fetched is in the cache now; another source may have what follows it."""
+        task.fetching = False
+        if task.cancelled:
+            return
+        self._fetch(task, now)
+        if task.fetching:
+            return
+        if task.outgoing is None and not task.granted:
+            self._reserve_local(task)
+        else:
+            self._schedule(task)
 
     def abort(self, message: Abort) -> None:
         for transfer_id in list(self._by_request.get(message.request_id, ())):
             task = self.tasks[transfer_id]
             if task.work.attempt <= message.attempt:
-                task.dropped.update(message.indices)
-                if task.dropped.issuperset(task.work.indices):
+                task.dropped.update(set(message.indices).intersection(task.work.indices))
+                if len(task.dropped) == len(task.work.indices):
                     self._cancel(task)
 
     def abort_transfer(self, sender: str, message: AbortTransfer) -> None:
@@ -194,6 +252,7 @@ class PrefillPhase:
             if task.outgoing is not None:
                 self._push(task, task.outgoing, going_on if done else None)
             elif done:
+                self._publish(task.hashes, task.lead.blocks)
                 self._forget(task)
                 self._start_local(task, going_on)
 
@@ -229,6 +288,7 @@ class PrefillPhase:
         if going_on is None:
             self._push_complete(task, outgoing)
             return
+        self._publish(task.hashes, task.lead.blocks)
         firsts = tuple((seq.index, seq.tokens[-1]) for seq in going_on)
         self._outbox.send(outgoing.receiver, PrefillDone(task.transfer_id, firsts))
         if going_on:
@@ -256,10 +316,10 @@ class PrefillPhase:
     def _cancel(self, task: PrefillTask) -> None:
         if not task.cancelled:
             task.cancelled = True
-            if task.granted:
+            if task.scheduled:
                 self.scheduler.remove(task)
             else:
-                self._ungranted_tokens -= task.num_tokens
+                self._unscheduled_tokens -= task.num_tokens
             if task.outgoing is not None:
                 task.outgoing.abort()
                 self._outbox.add(CancelPush(task.transfer_id))

@@ -8,7 +8,7 @@ from kvstore.blocks import BlockPool
 from kvstore.table import acquire
 from kvstore.transfer import OutgoingTransfer
 from pd.policies.order import OrderPolicy, WaitingQueue
-from pd.types import PrefillChunk, Sequence, Work
+from pd.types import PrefillChunk, Sequence, Source, Work
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +18,9 @@ class PrefillTask:
     The sequences share the prompt, so it is computed once, into the blocks of the first
     one (`lead`). `hashes` are the chained hashes of the prompt's full blocks. A task with
     no `outgoing` transfer is local: it decodes where it prefills, in blocks reserved for it
-    before it started. `dropped` are outputs that nobody wants any more.
+    before it started. `sources` may have leading blocks that this node lacks; while they are
+    fetched, and until there is room where it will decode (`granted`), it is not `scheduled`.
+    `dropped` are outputs that nobody wants any more.
     """
 
     work: Work
@@ -26,7 +28,10 @@ class PrefillTask:
     arrived: float
     hashes: list[bytes]
     outgoing: OutgoingTransfer | None = None
+    sources: list[Source] = field(default_factory=list)
+    fetching: bool = False
     granted: bool = False
+    scheduled: bool = False
     in_flight: bool = False
     cancelled: bool = False
     dropped: set[int] = field(default_factory=set)
@@ -47,6 +52,11 @@ class PrefillTask:
     def num_remaining(self) -> int:
         return self.work.num_tokens - self.lead.num_computed
 
+    def reusable(self, block_size: int) -> list[bytes]:
+        """Keys of the blocks that may come from a cache: the last token has to run, for its
+        logits."""
+        return self.hashes[: (self.num_tokens - 1) // block_size]
+
 
 class PrefillScheduler:
     """Chunked prefill under a token budget.
@@ -54,7 +64,8 @@ class PrefillScheduler:
     Tasks run in policy order; a prompt longer than what is left of the budget runs in
     chunks over several steps, and the next prompts fill up the last of them. A task gets
     blocks for its whole prompt when it starts, so that two half-computed prompts can never
-    wait for one another's blocks.
+    wait for one another's blocks. A task that begins with blocks which another is computing
+    right now waits for them, where they are at least half of what it lacks.
     """
 
     def __init__(self, pool: BlockPool, policy: OrderPolicy, max_num_seqs: int) -> None:
@@ -65,9 +76,12 @@ class PrefillScheduler:
         self.running: dict[int, PrefillTask] = {}
         self.remaining_tokens = 0  # still to compute, waiting and running
         self.cache_hit_tokens = 0
+        self._computing: dict[bytes, PrefillTask] = {}  # blocks that running tasks will register
+        self._deferred: dict[bytes, list[PrefillTask]] = {}  # tasks that wait for such a block
 
     def __len__(self) -> int:
-        return len(self.waiting) + len(self.running)
+        deferred = sum(len(tasks) for tasks in self._deferred.values())
+        return len(self.waiting) + len(self.running) + deferred
 
     def add(self, task: PrefillTask) -> None:
         self.waiting.push(task, task.work, task.arrived)
@@ -75,10 +89,12 @@ class PrefillScheduler:
 
     def remove(self, task: PrefillTask) -> bool:
         """Take a task out wherever it stands; its blocks stay its own. False if not here."""
-        if self.waiting.remove(task) or self.running.pop(task.transfer_id, None) is not None:
-            self.remaining_tokens -= task.num_remaining
-            return True
-        return False
+        if self.running.pop(task.transfer_id, None) is not None:
+            self._computes_no_more(task)
+        elif not self.waiting.remove(task) and not self._undefer(task):
+            return False
+        self.remaining_tokens -= task.num_remaining
+        return True
 
     def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:
         """Chunks for one step, at most `budget` tokens and one chunk a task."""
@@ -113,7 +129,11 @@ class PrefillScheduler:
         lead, size = task.lead, self.pool.block_size
         end = chunk.start + chunk.num_tokens
         for i in range(chunk.start // size, end // size):
-            self.pool.register(lead.blocks[i], task.hashes[i])
+            key = task.hashes[i]
+            self.pool.register(lead.blocks[i], key)
+            if self._computing.get(key) is task:
+                del self._computing[key]
+                self._wake(key)
         lead.num_computed = end
         self.remaining_tokens -= chunk.num_tokens
         if end < task.num_tokens:
@@ -123,20 +143,71 @@ class PrefillScheduler:
 
     def _start(self, now: float) -> PrefillTask | None:
         """Give the first waiting task its blocks; None if there is no room for it."""
-        task = self.waiting.peek(now)
-        if task is None or len(self.running) >= self.max_num_seqs:
-            return None
+        while True:
+            task = self.waiting.peek(now)
+            if task is None or len(self.running) >= self.max_num_seqs:
+                return None
+            keys = task.reusable(self.pool.block_size)
+            num_cached = self.pool.peek(keys)
+            if not self._defer(task, keys, num_cached):
+                break
+        before = task.lead.num_computed
         if task.outgoing is not None:
             blocks = acquire(self.pool, task.hashes, task.num_tokens, compute=True)
             if blocks is None:
                 return None
-            table, num_cached = blocks
-            task.lead.blocks = table
+            task.lead.blocks, num_cached = blocks
             task.lead.table_version += 1
-            skipped = num_cached * self.pool.block_size
-            task.lead.num_computed = skipped
-            self.remaining_tokens -= skipped
-            self.cache_hit_tokens += skipped
+            task.lead.num_computed = num_cached * self.pool.block_size
+        elif num_cached * self.pool.block_size > before:
+            self._replace_by_cached(task.lead, keys[:num_cached])
+        skipped = task.lead.num_computed - before
+        self.remaining_tokens -= skipped
+        self.cache_hit_tokens += skipped
         self.waiting.remove(task)
         self.running[task.transfer_id] = task
+        for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
+            self._computing.setdefault(key, task)
         return task
+
+    def _replace_by_cached(self, lead: Sequence, keys: list[bytes]) -> None:
+        """Blocks that were computed since this sequence was given its own, in their place."""
+        own = lead.blocks[: len(keys)]
+        lead.blocks[: len(keys)] = self.pool.match(keys)
+        self.pool.release(own)
+        lead.table_version += 1
+        lead.num_computed = len(keys) * self.pool.block_size
+
+    # -------------------------------------------------------------- the same prompt, twice
+    def _defer(self, task: PrefillTask, keys: list[bytes], num_cached: int) -> bool:
+        """Let it wait if another task computes the blocks it would begin with."""
+        lacking = keys[num_cached:]
+        shared = 0
+        for key in lacking:
+            if key not in self._computing:
+                break
+            shared += 1
+        if not shared or 2 * shared < len(lacking):
+            return False
+        self.waiting.remove(task)
+        self._deferred.setdefault(lacking[0], []).append(task)
+        return True
+
+    def _undefer(self, task: PrefillTask) -> bool:
+        for key, tasks in self._deferred.items():
+            if task in tasks:
+                tasks.remove(task)
+                if not tasks:
+                    del self._deferred[key]
+                return True
+        return False
+
+    def _wake(self, key: bytes) -> None:
+        for task in self._deferred.pop(key, ()):
+            self.waiting.push(task, task.work, task.arrived)
+
+    def _computes_no_more(self, task: PrefillTask) -> None:
+        for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
+            if self._computing.get(key) is task:
+                del self._computing[key]
+                self._wake(key)

@@ -14,6 +14,7 @@ import time
 
 import ray
 
+from kvstore.layout import KVLayout
 from pd.node.process import NodeLaunch, NodeProcess
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ class NodeActor:
         """Wait until the model is in memory; raises why it cannot be. Returns the pid."""
         self._process.compute.loaded.result()
         return os.getpid()
+
+    def home(self) -> tuple[KVLayout, str]:
+        """The shape of its blocks, and the id that Ray has for its host."""
+        return self._process.layout(), ray.get_runtime_context().get_node_id()
 
     def watch(self) -> None:
         """Return when the node has stopped; a caller waiting here notices a dead process."""

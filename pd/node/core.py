@@ -12,22 +12,29 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from decode_node.phase import DecodePhase
+from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
-from kvstore.prefix import root_key
+from kvstore.fetch import BlockServer, Fetcher
+from kvstore.prefix import KeySpace
+from kvstore.publish import Publisher
 from kvstore.transport.events import Arrived, Pushed, TransferEvent
 from pd.messages import (
     COORDINATOR,
     Abort,
     AbortTransfer,
+    Fetch,
     Granted,
     Message,
     PeerLost,
     PrefillDone,
+    PutGranted,
     Renew,
     Reserve,
     Snapshot,
     StartPrefill,
     Stopped,
+    SyncBlocks,
+    UsePool,
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.order import OrderPolicy
@@ -36,6 +43,8 @@ from prefill_node.phase import PrefillPhase
 from prefill_node.scheduler import PrefillTask
 
 _SMOOTHING = 0.3  # weight of the newest step in the prefill rate
+_OWN_ID = 1 << 62  # of transfers that a node asks for itself; the coordinator's are below
+_MAX_PUT_SHARE = 0.25  # of a node's blocks that may be held for the pool to take
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class NodeLimits:
     lease_s: float = 10.0
     heartbeat_s: float = 0.5
     snapshot_s: float = 0.05  # at most one snapshot in this time
+    fetch_timeout_s: float = 2.0  # without a block of a fetch, before the prompt is computed
 
 
 class NodeCore:
@@ -65,22 +75,35 @@ class NodeCore:
         limits: NodeLimits,
         layout_fingerprint: int,
         block_bytes: int = 0,
+        log: BlockLog | None = None,
+        key_space: KeySpace = KeySpace(),  # noqa: B008
     ) -> None:
+        """`log` is the one that `pool` writes: it is reported to the coordinator."""
         self.node_id = node_id
         self.role = role
-        self.epoch = 0
+        self._epoch = 0
         self.pool = pool
         self.limits = limits
         self.outbox = Outbox(node_id)
         self._layout = layout_fingerprint
-        self._roots: dict[str, bytes] = {}
+        self._key_space = key_space
+        self._log = log
+        self._num_own_ids = 0
+        self.publisher = Publisher(
+            pool, self.outbox, self._own_id, timeout_s=limits.lease_s,
+            max_blocks=int(_MAX_PUT_SHARE * pool.num_blocks),
+        )  # fmt: skip
+        self.fetcher = Fetcher(pool, self.outbox, self._own_id, timeout_s=limits.fetch_timeout_s)
+        self.server = BlockServer(pool, self.outbox)
         self.decode = DecodePhase(
             node_id, pool, limits.order, limits.max_num_seqs, limits.watermark, limits.lease_s,
-            self._root_of, self.outbox, on_local_room=self._local_room, block_bytes=block_bytes,
+            self._root_of, self.outbox, on_local_room=self._local_room, publish=self._publish,
+            block_bytes=block_bytes,
         )  # fmt: skip
         self.prefill = PrefillPhase(
             node_id, pool, limits.order, limits.max_num_seqs, self._root_of, self.outbox,
             reserve_local=self.decode.reserve_local, start_local=self.decode.start_local,
+            fetcher=self.fetcher, compute_s=self._compute_s, publish=self._publish,
         )  # fmt: skip
         self._plan: BatchPlan | None = None
         self._planned_at = 0.0
@@ -96,11 +119,13 @@ class NodeCore:
         self._next_renewal = 0.0
         self._next_snapshot = 0.0
         self._next_heartbeat = 0.0
+        self._now = 0.0  # of the event being handled
         self._changed = True
 
     # -------------------------------------------------------------- events in
     def on_message(self, sender: str, message: Message, now: float) -> None:
         self._changed = True
+        self._now = now
         if isinstance(message, StartPrefill):
             self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
             self.prefill.start(message, now)
@@ -115,14 +140,26 @@ class NodeCore:
             self.prefill.abort(message)
             self.decode.abort(message)
         elif isinstance(message, AbortTransfer):
-            self.prefill.abort_transfer(sender, message)
+            self._abort_transfer(sender, message)
         elif isinstance(message, Stopped):
-            self.decode.stopped(sender, message)
+            if message.transfer_id in self.fetcher:
+                self.fetcher.stopped(sender, message)
+            else:
+                self.decode.stopped(sender, message)
         elif isinstance(message, Renew):
             self.decode.renew(sender, message, now)
         elif isinstance(message, PeerLost):
-            self.prefill.peer_lost(message.id, message.epoch)
-            self.decode.peer_lost(message.id, message.epoch)
+            for part in (self.prefill, self.decode, self.publisher, self.fetcher, self.server):
+                part.peer_lost(message.id, message.epoch)
+        elif isinstance(message, Fetch):
+            self.server.fetch(sender, message)
+        elif isinstance(message, PutGranted):
+            self.publisher.granted(sender, message)
+        elif isinstance(message, UsePool):
+            self.publisher.use(message.id, message.epoch)
+        elif isinstance(message, SyncBlocks):
+            if self._log is not None:
+                self._log.resync(("node", key) for key in self.pool.cached_keys())
         else:
             raise TypeError(f"a node has no use for {type(message).__name__} from {sender}")
         self.decode.grant(now)
@@ -134,14 +171,25 @@ class NodeCore:
                 self._num_transfers += 1
                 self._transferred_bytes += event.num_bytes
                 self._transfer_s += event.seconds
-            self.prefill.pushed(event)
+            if event.transfer_id in self.publisher:
+                self.publisher.pushed(event)
+            elif event.transfer_id in self.server:
+                self.server.pushed(event)
+            else:
+                self.prefill.pushed(event)
         elif isinstance(event, Arrived):
-            self.decode.arrived(event, now)
+            if event.transfer_id in self.fetcher:
+                self.fetcher.arrived(event, now)
+            else:
+                self.decode.arrived(event, now)
         self.decode.grant(now)
 
     def tick(self, now: float) -> None:
         """Leases, renewals and heartbeats; call it on every turn of the loop, idle or not."""
+        self._now = now
         self.decode.tick(now)
+        self.fetcher.tick(now)
+        self.publisher.tick(now)
         if now >= self._next_renewal:
             self._next_renewal = now + self.limits.lease_s / 4
             self.prefill.renew()
@@ -150,6 +198,9 @@ class NodeCore:
             self._changed = False
             self._next_snapshot = now + self.limits.snapshot_s
             self._next_heartbeat = now + self.limits.heartbeat_s
+            if self._log is not None:
+                for events in self._log.drain():
+                    self.outbox.send(COORDINATOR, events)
             self.outbox.send(COORDINATOR, Snapshot(self.snapshot(now)))
 
     def next_tick(self) -> float:
@@ -181,6 +232,7 @@ class NodeCore:
         if plan is None:
             raise RuntimeError("no step is in flight")
         self._changed = True
+        self._now = now
         self._steps += 1
         self._step_s = now - self._planned_at
         num_first = len(samples) - len(plan.decodes)
@@ -228,6 +280,9 @@ class NodeCore:
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             cache_hit_tokens=prefill.scheduler.cache_hit_tokens + decode.cache_hit_tokens,
+            fetched_tokens=self.fetcher.num_blocks * self.pool.block_size,
+            fetch_s_per_block=self.fetcher.costs.fast,
+            fetch_s_per_slow_block=self.fetcher.costs.slow,
         )
 
     def check_idle(self) -> None:
@@ -235,6 +290,9 @@ class NodeCore:
         assert not self.prefill.tasks, self.prefill.tasks
         assert not self.decode.handoffs, self.decode.handoffs
         assert not self.decode.scheduler.running, self.decode.scheduler.running
+        assert not len(self.publisher), "blocks are still offered to the pool"
+        assert not len(self.fetcher), "a fetch has not ended"
+        assert not len(self.server), "blocks are still being served"
         assert self.pool.num_free == self.pool.num_blocks, (
             f"{self.pool.num_blocks - self.pool.num_free} blocks leaked on {self.node_id}"
         )
@@ -243,11 +301,38 @@ class NodeCore:
         self.pool.check()
 
     # -------------------------------------------------------------- inside
+    @property
+    def epoch(self) -> int:
+        """Of this process in the cell; 0 until it has joined."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = self.publisher.epoch = self.fetcher.epoch = epoch
+
+    def _own_id(self) -> int:
+        """The id of a transfer that this node asks for: no other process makes the same."""
+        self._num_own_ids += 1
+        return _OWN_ID | self._epoch << 32 | self._num_own_ids
+
+    def _compute_s(self, num_tokens: int) -> float:
+        """How long these tokens take to compute; for ever, as long as that was never measured."""
+        return num_tokens / self._prefill_rate if self._prefill_rate else float("inf")
+
+    def _publish(self, keys: list[bytes], blocks: list[int]) -> None:
+        if self.pool.prefix_cache:
+            self.publisher.offer(keys, blocks, self._now)
+
+    def _abort_transfer(self, sender: str, message: AbortTransfer) -> None:
+        if message.transfer_id in self.publisher:
+            self.publisher.abort_transfer(sender, message)
+        elif message.transfer_id & _OWN_ID:
+            self.server.abort_transfer(sender, message)
+        else:
+            self.prefill.abort_transfer(sender, message)
+
     def _local_room(self, task: PrefillTask) -> None:
         self.prefill.ready(task)  # the prefill half does not exist yet when decode is built
 
     def _root_of(self, request: Request) -> bytes:
-        root = self._roots.get(request.tenant)
-        if root is None:
-            root = self._roots[request.tenant] = root_key(self._layout, request.tenant.encode())
-        return root
+        return self._key_space.root(self._layout, request.tenant, request.cache_salt)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvstore.arena import KVArena
+from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
-from kvstore.transport.base import TransportSettings
+from kvstore.layout import KVLayout
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
 from pd.errors import ConfigError
@@ -22,16 +23,14 @@ from pd.node.compute import ComputeThread
 from pd.node.core import NodeCore, NodeLimits
 from pd.node.cores import CoreClaim
 from pd.node.runner import NodeRunner
+from pd.node.transports import make_hub
 from pd.policies.order import OrderPolicy
-from pd.sockets import CurveKeys
 from pd.types import Peer, Role
 
 if TYPE_CHECKING:
     from pd.engine.engine import Engine
 
 log = logging.getLogger(__name__)
-
-_BLOCK_MESSAGE_BYTES = 4 << 20  # blocks that travel in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,11 @@ class NodeProcess:
         if self._runner is not None:
             self._runner.stop()
 
+    def layout(self) -> KVLayout:
+        """The shape of this node's blocks. Waits until the model is loaded."""
+        layout: KVLayout = self.compute.loaded.result().layout
+        return layout
+
     def run(self) -> None:
         hub: TransportHub | None = None
         try:
@@ -80,7 +84,11 @@ class NodeProcess:
             if self._stopped:
                 return
             assert self._arena is not None
-            hub = self._make_hub(self._arena)
+            launch = self.launch
+            hub = make_hub(
+                launch.node_id, launch.cluster_id, self._arena, launch.config, launch.secret,
+                self._mailbox.wake,
+            )  # fmt: skip
             core = self._make_core(engine)
             mover = (
                 BlockMover(hub)
@@ -154,24 +162,6 @@ class NodeProcess:
         engine.warmup()
         return engine
 
-    def _make_hub(self, arena: KVArena) -> TransportHub:
-        launch, transfer = self.launch, self.launch.config.transfer
-        keys = None if launch.secret is None else CurveKeys.derive(launch.secret, launch.cluster_id)
-        settings = TransportSettings(
-            bind=f"tcp://{launch.config.cluster.bind}:*",
-            keys=keys,
-            verify=transfer.verify,
-            message_bytes=min(_BLOCK_MESSAGE_BYTES, transfer.max_message_bytes),
-        )
-        return TransportHub(
-            launch.node_id,
-            launch.cluster_id,
-            arena,
-            transports=transfer.transports,
-            settings=settings,
-            on_event=self._mailbox.wake,
-        )
-
     def _make_core(self, engine: Engine) -> NodeCore:
         launch, config = self.launch, self.launch.config
         limits = NodeLimits(
@@ -182,12 +172,19 @@ class NodeProcess:
             lease_s=config.cluster.lease_s,
             heartbeat_s=config.cluster.heartbeat_s,
         )
+        log = BlockLog()
         pool = BlockPool(
-            engine.num_blocks, engine.block_size, prefix_cache=config.cache.prefix_cache
+            engine.num_blocks, engine.block_size, prefix_cache=config.cache.prefix_cache, log=log
         )
         layout = engine.layout
         return NodeCore(
-            launch.node_id, launch.role, pool, limits, layout.fingerprint, layout.block_bytes
+            launch.node_id,
+            launch.role,
+            pool,
+            limits,
+            layout.fingerprint,
+            layout.block_bytes,
+            key_space=config.cache.key_space(launch.secret, launch.cluster_id),
         )
 
     def _hello(self, engine: Engine, hub: TransportHub) -> NodeHello:

@@ -18,7 +18,11 @@ from cell.gateway import SimGateway
 from cell.network import NOBODY, Address, Channel, Copy, Network, Notice
 from cell.node import SimNode
 from cell.oracle import DAMAGED, OracleEngine
+from cell.pool import PoolPages, SimDisk, SimPool
+from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
+from kvstore.pool.core import PoolCore, PoolLimits
+from kvstore.pool.effects import DiskErase, DiskRead, DiskWrite
 from kvstore.transport.events import Arrived
 from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.messages import COORDINATOR, GatewayHello, Heartbeat, NodeHello, Peers, Welcome
@@ -43,6 +47,7 @@ class Faults:
     refuse: float = 0.0  # an order of the coordinator cannot be queued
     damage: float = 0.0  # blocks arrive damaged
     fail: float = 0.0  # a push fails
+    disk: float = 0.0  # a read or write of a disk fails
 
 
 class Cell:
@@ -57,6 +62,8 @@ class Cell:
         limits: NodeLimits | None = None,
         coordinator_limits: CoordinatorLimits | None = None,
         faults: Faults | None = None,
+        pool_pages: int = 24,
+        pool_slots: int = 40,
         seed: int = 0,
     ) -> None:
         self.rng = random.Random(seed)
@@ -70,7 +77,10 @@ class Cell:
             coordinator_limits or CoordinatorLimits(node_timeout_s=5.0, recovery_timeout_s=600.0)
         )
         self.network = Network(self.rng)
-        self.nodes: dict[str, SimNode] = {}
+        self.nodes: dict[str, Any] = {}  # SimNode or SimPool
+        self.pool_pages, self.pool_slots = pool_pages, pool_slots
+        self.disks: dict[str, SimDisk] = {}
+        self.contents: dict[bytes, list[int]] = {}  # what every key was seen to name
         self.kills: list[Kill] = []  # ordered by the coordinator, not carried out yet
         self.faults = faults or Faults()
         self.counts: Counter[str] = Counter()
@@ -91,9 +101,13 @@ class Cell:
         self._post(address, GatewayHello(GATEWAY, address.incarnation, {}))
 
     def start_node(self, node_id: str) -> None:
-        pool = BlockPool(self.num_blocks, self.block_size)
         role, address = self.roles[node_id], self._new_address(node_id)
-        core = NodeCore(node_id, role, pool, self.limits, LAYOUT)
+        if role == "pool":
+            self._start_pool(node_id, address)
+            return
+        log = BlockLog()
+        pool = BlockPool(self.num_blocks, self.block_size, log=log)
+        core = NodeCore(node_id, role, pool, self.limits, LAYOUT, log=log)
         engine = OracleEngine(self.num_blocks, self.block_size)
         self.nodes[node_id] = SimNode(core, engine, address)
         hello = NodeHello(
@@ -102,11 +116,31 @@ class Cell:
         )  # fmt: skip
         self._post(address, hello)
 
+    def _start_pool(self, pool_id: str, address: Address) -> None:
+        limits = PoolLimits(
+            self.pool_pages, self.pool_slots, max_disk_writes=2, max_disk_reads=2,
+            lease_s=self.limits.lease_s, heartbeat_s=self.limits.heartbeat_s,
+        )  # fmt: skip
+        disk = self.disks.setdefault(pool_id, SimDisk())
+        core = PoolCore(pool_id, limits)
+        core.recovered(disk.recover())
+        self.nodes[pool_id] = SimPool(core, PoolPages(self.pool_pages), address, disk)
+        hello = NodeHello(
+            pool_id, "pool", address.incarnation, {}, LAYOUT, self.pool_pages, self.block_size,
+            0, 0, 0, "sim",
+        )  # fmt: skip
+        self._post(address, hello)
+
+    @property
+    def pools(self) -> list[SimPool]:
+        return [node for node in self.nodes.values() if isinstance(node, SimPool)]
+
     def kill_node(self, node_id: str, *, noticed: bool = True) -> None:
         """SIGKILL: its memory, its writes in flight and its sockets are gone."""
         self.counts["kills"] += 1
         node = self.nodes.pop(node_id)
-        self.counts["preemptions"] += node.core.decode.scheduler.preemptions
+        if isinstance(node, SimNode):
+            self.counts["preemptions"] += node.core.decode.scheduler.preemptions
         self.network.died(node.address)
         if noticed:
             self.coordinator.on_process_lost(*node.address, self.now, "was killed")
@@ -149,6 +183,8 @@ class Cell:
                 found.append(("turn", node_id))
                 if node.plan is not None:
                     found.append(("finish", node_id))
+                if isinstance(node, SimPool) and node.work:
+                    found.append(("disk", node_id))
         found.extend(("copy", copy) for copy in network.copies if not self._frozen(copy.sender))
         found.extend(
             ("notify", notice) for notice in network.notices if not self._frozen(notice.to)
@@ -224,6 +260,11 @@ class Cell:
         node = self.nodes[node_id]
         node.finish_step(self.now)
         self._flush_node(node)
+
+    def _do_disk(self, pool_id: str) -> None:
+        pool = self.nodes[pool_id]
+        pool.do_disk(fail=self.rng.random() < self.faults.disk)
+        self._flush_node(pool)
 
     def _do_copy(self, copy: Copy) -> None:
         """Two moments: the copy reads its source, and later it is written. As through shared
@@ -302,7 +343,7 @@ class Cell:
                 return
         self.network.post(_CENTRE, address, message)
 
-    def _flush_node(self, node: SimNode) -> None:
+    def _flush_node(self, node: SimNode | SimPool) -> None:
         network = self.network
         for effect in node.core.drain():
             if isinstance(effect, Send):
@@ -314,6 +355,8 @@ class Cell:
             elif isinstance(effect, Push):
                 receiver = self._processes[effect.receiver, effect.receiver_epoch]
                 network.copies.append(Copy(node.address, receiver, effect))
+            elif isinstance(effect, DiskWrite | DiskRead | DiskErase):
+                node.work.append(effect)
             elif isinstance(effect, CancelPush):
                 network.cancel_copies(node.address, effect.transfer_id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cell.oracle import expected_tokens
+from cell.pool import SimPool
 
 if TYPE_CHECKING:
     from cell.cell import Cell
@@ -17,17 +18,24 @@ def check_pages(cell: Cell) -> None:
         node.check()
     for copy in cell.network.copies:
         push, sender = copy.push, cell.nodes[copy.sender.id]
-        task = sender.core.prefill.tasks.get(push.transfer_id)
-        assert task is not None and set(push.src) <= set(task.lead.blocks), (
+        assert set(push.src) <= sender.reads(push.transfer_id), (
             f"blocks {push.src} of {copy.sender.id} are read by a copy, but not held for it"
         )
         if cell.alive(copy.receiver):
-            receiver = cell.nodes[copy.receiver.id].core
-            handoff = receiver.decode.handoffs.get(push.transfer_id)
-            assert handoff is not None and set(push.dst) <= set(handoff.table), (
+            receiver = cell.nodes[copy.receiver.id]
+            assert set(push.dst) <= receiver.writes(push.transfer_id), (
                 f"pages {push.dst} of {copy.receiver.id} may be written, but are not held for "
                 f"transfer {push.transfer_id}"
             )
+    for pool in cell.pools:
+        _check_content(cell, pool)
+
+
+def _check_content(cell: Cell, pool: SimPool) -> None:
+    """Assert that what the pool would give out for a key is what that key names."""
+    for key, page in pool.core.tiers._page_of.items():
+        known = cell.contents.setdefault(key, list(pool.engine.pages[page]))
+        assert pool.engine.pages[page] == known, f"page {page} holds another block than its key's"
 
 
 def check_done(cell: Cell) -> None:
@@ -48,6 +56,8 @@ def check_done(cell: Cell) -> None:
         core.check_idle()
         node.check()
         assert not node.expected, f"{node.address} still expects {node.expected}"
+        if isinstance(node, SimPool):
+            continue
         assert not core.prefill._by_request, core.prefill._by_request
         assert not core.decode._by_request, core.decode._by_request
         assert not core.decode.scheduler._forked, core.decode.scheduler._forked
@@ -59,10 +69,17 @@ def describe(cell: Cell) -> str:
     lines += [f"{key}: {record.unfinished}" for key, record in cell.gateway.records.items()]
     for node_id, node in cell.nodes.items():
         core = node.core
+        if isinstance(node, SimPool):
+            lines.append(
+                f"{node_id}: receiving={core.receiving} serving={core.serving} "
+                f"disk={node.work} frozen={node.frozen}"
+            )
+            continue
         lines.append(
             f"{node_id}: tasks={core.prefill.tasks} handoffs={core.decode.handoffs} "
             f"running={core.decode.scheduler.running} free={core.pool.num_free} "
-            f"frozen={node.frozen}"
+            f"puts={core.publisher._offers} fetches={core.fetcher._fetches} "
+            f"serving={core.server._serving} frozen={node.frozen}"
         )
     lines += [f"{m.id}: credit={m.credit}" for m in cell.coordinator.members.nodes.values()]
     return "\n".join(lines)

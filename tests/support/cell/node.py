@@ -31,7 +31,8 @@ class SimNode:
         core = self.core
         return self.plan is None and not (
             core.prefill.tasks or core.decode.handoffs or core.decode.scheduler.running
-        )
+            or len(core.publisher) or len(core.fetcher) or len(core.server)
+        )  # fmt: skip
 
     def begin_step(self, now: float) -> None:
         plan = self.core.plan(now)
@@ -82,7 +83,33 @@ class SimNode:
         for seq in (*scheduler.running.values(), *scheduler._doomed):
             holds.update(seq.blocks)
         holds.update(scheduler._copied)
+        for offer in core.publisher._offers.values():
+            holds.update(offer.blocks)
+        for fetching in core.fetcher._fetches.values():
+            holds.update(fetching.transfer.blocks)
+        for _, blocks, _ in core.server._serving.values():
+            holds.update(blocks)
         return holds
+
+    def reads(self, transfer_id: int) -> set[int]:
+        """Blocks that are held for pushes of this transfer."""
+        core = self.core
+        task = core.prefill.tasks.get(transfer_id)
+        if task is not None:
+            return set(task.lead.blocks)
+        if transfer_id in core.publisher:
+            return set(core.publisher._offers[transfer_id].blocks)
+        if transfer_id in core.server:
+            return set(core.server._serving[transfer_id][1])
+        return set()
+
+    def writes(self, transfer_id: int) -> set[int]:
+        """Blocks that this transfer may fill."""
+        handoff = self.core.decode.handoffs.get(transfer_id)
+        if handoff is not None:
+            return set(handoff.table)
+        fetching = self.core.fetcher._fetches.get(transfer_id)
+        return set() if fetching is None else set(fetching.transfer.blocks)
 
     def _check_step(self, plan: BatchPlan, holds: Counter[int]) -> None:
         """What the step in flight reads and writes is held, and written by nobody else."""

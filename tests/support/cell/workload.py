@@ -7,6 +7,8 @@ from collections import Counter
 
 from cell.cell import Cell, Faults
 from cell.checks import check_done, check_pages
+from cell.node import SimNode
+from cell.pool import SimPool
 from pd.node.core import NodeLimits
 from pd.policies.order import OrderPolicy
 from pd.types import Request, Role, SamplingParams
@@ -17,6 +19,15 @@ TOPOLOGIES: dict[str, dict[str, Role]] = {
     "m": {"m0": "mixed"},
     "2m": {"m0": "mixed", "m1": "mixed"},
     "p+d+m": {"p0": "prefill", "d0": "decode", "m0": "mixed"},
+    "p+d+pool": {"p0": "prefill", "d0": "decode", "pool-0": "pool"},
+    "2p+2d+pool": {
+        "p0": "prefill",
+        "p1": "prefill",
+        "d0": "decode",
+        "d1": "decode",
+        "pool-0": "pool",
+    },
+    "2m+pool": {"m0": "mixed", "m1": "mixed", "pool-0": "pool"},
 }
 # A prompt that others share the beginning of, so that prefix caches have something to find.
 SHARED_PREFIX = tuple(range(500, 512))
@@ -47,6 +58,10 @@ def random_request(rng: random.Random, request_id: str, cell: Cell) -> Request:
     prompt = tuple(rng.randrange(900) for _ in range(length))
     if rng.random() < 0.4:
         prompt = (*SHARED_PREFIX, *prompt)[:length]
+    earlier = list(cell.gateway.records.values())
+    if earlier and rng.random() < 0.4:  # the next turn of a conversation, or the same again
+        record = rng.choice(earlier)
+        prompt = (*record.request.prompt, *record.sequences[0].tokens, *prompt)[:length]
     return make_request(
         request_id, prompt, max_tokens=max_tokens, n=n, seed=rng.randrange(1000),
         priority=rng.randrange(3), eos=tuple(rng.sample(range(997), 60)), arrival_s=cell.now,
@@ -62,22 +77,26 @@ def random_cell(rng: random.Random, topology: str | None = None) -> Cell:
         order=order, watermark=rng.choice((0.0, 0.1)), lease_s=2.0, heartbeat_s=0.2,
     )  # fmt: skip
     flaky = rng.random() < 0.5
-    faults = Faults(drop=0.05, refuse=0.02, damage=0.02, fail=0.02) if flaky else Faults()
+    faults = Faults()
+    if flaky:
+        faults = Faults(drop=0.05, refuse=0.02, damage=0.02, fail=0.02, disk=0.05)
     return Cell(
         roles, num_blocks=rng.choice((8, 16, 60)), block_size=rng.choice((2, 4)),
         limits=limits, faults=faults, seed=rng.randrange(1 << 30),
+        pool_pages=rng.choice((4, 24, 80)), pool_slots=rng.choice((0, 8, 60)),
     )  # fmt: skip
 
 
 def stage_of(cell: Cell, request_id: str) -> str:
     """How far a request has come, for counting where it was cancelled."""
-    for node in cell.nodes.values():
+    nodes = [node for node in cell.nodes.values() if isinstance(node, SimNode)]
+    for node in nodes:
         core = node.core
         seqs = [s for s in core.decode.scheduler.running.values() if s.key[0] == request_id]
         if seqs:
             in_step = node.plan is not None and any(s in node.plan.decodes for s in seqs)
             return "decode step" if in_step else "decode"
-    for node in cell.nodes.values():
+    for node in nodes:
         for task in node.core.prefill.tasks.values():
             if task.work.request.request_id == request_id:
                 if not task.num_remaining:
@@ -85,7 +104,7 @@ def stage_of(cell: Cell, request_id: str) -> str:
                 if task.in_flight:
                     return "prefill step"
                 return "prefill" if task.granted else "waiting for room"
-    for node in cell.nodes.values():
+    for node in nodes:
         for handoff in node.core.decode.handoffs.values():
             if handoff.work.request.request_id == request_id:
                 return "transfer" if handoff.receiving else "waiting for room"
@@ -130,14 +149,16 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
     cell.settle()
     check_done(cell)
     counts = cell.counts
-    counts["preemptions"] += sum(
-        node.core.decode.scheduler.preemptions for node in cell.nodes.values()
-    )
+    for node in cell.nodes.values():
+        if isinstance(node, SimPool):
+            counts.update({f"pool: {name}": n for name, n in node.core.counters.items()})
+            continue
+        snapshot = node.core.snapshot(cell.now)
+        counts["preemptions"] += snapshot.preemptions
+        counts["cache hits"] += snapshot.cache_hit_tokens
+        counts["fetched"] += snapshot.fetched_tokens
     counts["tokens"] = sum(record.num_output for record in cell.gateway.records.values())
     counts["interruptions"] = cell.gateway.interruptions
-    counts["cache hits"] = sum(
-        node.core.snapshot(cell.now).cache_hit_tokens for node in cell.nodes.values()
-    )
     return counts
 
 
