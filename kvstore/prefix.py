@@ -1,23 +1,52 @@
 """Keys of the prefix cache: a SHA-256 chain over blocks of tokens.
 
-A block's key covers every token before it, the layout its KV was made in, and a salt the
-server derives for the tenant. So equal keys mean equal KV, and a tenant can neither guess
-nor time another's prompts.
+A block's key covers every token before it, the layout its KV was made in, the tenant and the
+request's own salt, under a secret of the cell. So equal keys mean equal KV, and a tenant can
+neither guess nor time another's prompts.
 """
 
 from __future__ import annotations
 
+import hmac
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
-_DOMAIN = b"pd/kv-prefix/1\0"
+_DOMAIN = b"pd/kv-prefix/2\0"
+KEY_BYTES = 32
+SHORT_KEY_BYTES = 8  # of a key, as directories know it
 
 
-def root_key(layout_fingerprint: int, tenant_salt: bytes) -> bytes:
-    """The parent of a prompt's first block, 32 bytes."""
-    return sha256(_DOMAIN + layout_fingerprint.to_bytes(8, "little") + tenant_salt).digest()
+@dataclass(frozen=True, slots=True)
+class KeySpace:
+    """Where the chains of a cell's prompts begin: nodes and coordinator have the same one.
+
+    With `share_between_tenants` the tenant plays no part; a request's salt still does.
+    """
+
+    secret: bytes = b""
+    share_between_tenants: bool = False
+
+    @classmethod
+    def of_cell(
+        cls, secret: str | None, cluster_id: int, *, share_between_tenants: bool = False
+    ) -> KeySpace:
+        """From the cell's secret, or where it has none from its id, which is random, too.
+
+        One-way, so that whoever sees a key space does not have the cell's secret.
+        """
+        material = cluster_id.to_bytes(8, "little") if secret is None else secret.encode()
+        return cls(hmac.digest(material, _DOMAIN, "sha256"), share_between_tenants)
+
+    def root(self, layout_fingerprint: int, tenant: str = "", cache_salt: str = "") -> bytes:
+        """The parent of a prompt's first block, 32 bytes."""
+        name = b"" if self.share_between_tenants else b"tenant " + tenant.encode()
+        parts = (layout_fingerprint.to_bytes(8, "little"), name, cache_salt.encode())
+        # With their lengths, so that no two (tenant, salt) pairs read the same.
+        text = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+        return hmac.digest(self.secret, _DOMAIN + text, "sha256")
 
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
@@ -35,6 +64,33 @@ def block_hashes(tokens: Sequence[int], block_size: int, root: bytes) -> list[by
         parent = sha256(parent + data[start : start + width]).digest()
         keys.append(parent)
     return keys
+
+
+def short_keys(keys: Sequence[bytes]) -> array[int]:
+    """Keys as directories know them: the first 8 bytes of each, as unsigned integers."""
+    short = array("Q", b"".join(key[:SHORT_KEY_BYTES] for key in keys))
+    if sys.byteorder == "big":
+        short.byteswap()
+    return short
+
+
+def unpack_short_keys(packed: bytes) -> array[int]:
+    """Short keys that a message carries, 8 bytes each; ValueError for a part of one."""
+    short = array("Q", packed)
+    if sys.byteorder == "big":
+        short.byteswap()
+    return short
+
+
+def pack_keys(keys: Iterable[bytes]) -> bytes:
+    """Whole keys as messages carry them, 32 bytes each."""
+    return b"".join(keys)
+
+
+def unpack_keys(packed: bytes) -> list[bytes]:
+    """The keys that `pack_keys` packed; what is left of a key that was cut off is none."""
+    whole = len(packed) - len(packed) % KEY_BYTES
+    return [packed[start : start + KEY_BYTES] for start in range(0, whole, KEY_BYTES)]
 
 
 def _token_bytes(tokens: Sequence[int]) -> bytes:

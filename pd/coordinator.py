@@ -10,13 +10,16 @@ Feeding the same events to a fresh coordinator gives the same effects (`pd.recor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from pd.members import Gateway, Members, Node
+from pd.holders import Holders
+from pd.member import Gateway, Node
+from pd.members import Members
 from pd.messages import (
     Abort,
     Admitted,
+    BlockEvents,
     Cancel,
     CellStatus,
     Finished,
@@ -30,16 +33,19 @@ from pd.messages import (
     Snapshot,
     StartPrefill,
     Submit,
+    UsePool,
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import admit
-from pd.policies.route import Candidate, Placement, route
+from pd.policies.candidate import Candidate, Placement
+from pd.policies.fit import fits, never_fits
+from pd.router import Query, Route, Router, RouterOptions
 from pd.types import Role, Work
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorLimits:
-    """Bounds on waiting work; times in seconds.
+    """Bounds on waiting work, times in seconds, and how work is placed.
 
     `recovery_timeout_s` is how long interrupted work waits for a lost node to come back.
     """
@@ -48,6 +54,7 @@ class CoordinatorLimits:
     node_timeout_s: float = 10.0
     recovery_timeout_s: float = 120.0
     status_s: float = 0.5
+    router: RouterOptions = field(default_factory=RouterOptions)
 
 
 @dataclass(slots=True)
@@ -64,6 +71,7 @@ class Parked:
     """Interrupted work that waits for a node to come back."""
 
     work: Work
+    query: Query
     since: float
 
 
@@ -73,7 +81,9 @@ class Coordinator:
     def __init__(self, limits: CoordinatorLimits) -> None:
         self.limits = limits
         self.outbox = Outbox()
-        self.members = Members(self.outbox, limits.node_timeout_s)
+        self.holders = Holders(self.outbox)
+        self.members = Members(self.outbox, limits.node_timeout_s, self.holders)
+        self.router = Router(limits.router, self.members, self.holders)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         self._next_transfer_id = 1
@@ -84,6 +94,8 @@ class Coordinator:
         self.members.heard_of(sender, now)
         if isinstance(message, Snapshot):
             self.members.on_snapshot(sender, message.snapshot)
+        elif isinstance(message, BlockEvents):
+            self._block_events(sender, message, now)
         elif isinstance(message, Submit):
             self._submit(message.work, now)
         elif isinstance(message, Finished):
@@ -113,17 +125,19 @@ class Coordinator:
         """A message could not be queued for its receiver."""
         if isinstance(message, StartPrefill | Reserve):
             work = message.work
-            node = self.members.nodes.get(to)
-            if node is not None:  # no snapshot will ever show it
-                node.credit.pop(message.transfer_id, None)
+            self.router.not_sent(to, message.transfer_id)
             self._abort(work.request.request_id, work.indices)
             self._interrupt(work, f"{to} could not be reached")
+        elif isinstance(message, UsePool):
+            self.members.pool_not_told(to)
 
     def tick(self, now: float) -> None:
         for lost in self.members.silent(now):
             self.outbox.add(lost.kill(f"silent for {self.limits.node_timeout_s:g} s"))
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
             self._next_status = now
+        self.members.tick()
+        self.holders.tick(now)
         self._unpark(now)
         if now >= self._next_status:
             self._next_status = now + self.limits.status_s
@@ -134,17 +148,24 @@ class Coordinator:
     def drain(self) -> list[Effect]:
         return self.outbox.drain()
 
+    def _block_events(self, sender: str, events: BlockEvents, now: float) -> None:
+        known = sender in self.members.nodes
+        if known and self.holders.on_events(sender, events, now):
+            self.router.reported(sender, events)
+
     # -------------------------------------------------------------- requests
     def _submit(self, work: Work, now: float) -> None:
         request = work.request
         if request.gateway not in self.members.gateways:
             return  # it was sent before its gateway was lost: nobody waits for it any more
         self._abort(request.request_id, work.indices)  # of an earlier attempt
-        placement = route(self._candidates(work))
-        if placement is None:
+        query = self.router.query(work)
+        route = self.router.route(query, self._candidates(work))
+        if route is None:
+            serving = [node.hello for node in self.members.serving]
             if work.attempt:
-                self._parked.append(Parked(work, now))
-            elif (reason := self._never_fits(work)) is not None:
+                self._parked.append(Parked(work, query, now))
+            elif (reason := never_fits(serving, work)) is not None:
                 self._reject(work, 400, reason)
             else:
                 self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
@@ -156,47 +177,23 @@ class Coordinator:
             if overload is not None:
                 self._reject(work, 429, overload.message, overload.retry_after_s)
                 return
-        self._place(work, placement)
+        self._place(work, route)
 
-    def _place(self, work: Work, placement: Placement) -> None:
-        request = work.request
+    def _place(self, work: Work, route: Route) -> None:
+        request, placement = work.request, route.placement
         transfer_id, self._next_transfer_id = self._next_transfer_id, self._next_transfer_id + 1
         prefill = self.members.nodes[placement.prefill]
         decode = self.members.nodes[placement.decode]
         assignments = self._assigned.setdefault(request.request_id, {})
         for index in work.indices:
             assignments[index] = Assignment(work, transfer_id, placement)
-        prefill.credit[transfer_id] = (work.num_tokens, 0)
-        start = StartPrefill(work, transfer_id, decode.id, decode.epoch)
+        self.router.sent(route, work, transfer_id)
         if decode is not prefill:
-            decode.credit[transfer_id] = (0, len(work.indices))
             self.outbox.send(decode.id, Reserve(work, transfer_id, prefill.id, prefill.epoch))
-        else:
-            decode.credit[transfer_id] = (work.num_tokens, len(work.indices))
+        start = StartPrefill(work, transfer_id, decode.id, decode.epoch, route.sources)
         self.outbox.send(prefill.id, start)
         admitted = Admitted(request.request_id, work.indices, work.attempt, prefill.id, decode.id)
         self.outbox.send(request.gateway, admitted)
-
-    def _never_fits(self, work: Work) -> str | None:
-        """Why no node of the cell could ever run this, or None."""
-        prompt, params = work.request.prompt, work.request.params
-        longest = len(prompt) + params.max_tokens
-        nodes = self.members.nodes.values()
-        if not nodes:
-            return None
-        max_len = max(node.hello.max_model_len for node in nodes)
-        if longest > max_len:
-            return (
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}; "
-                f"together that is more than the {max_len} tokens a sequence may have"
-            )
-        holders = [n for n in nodes if n.hello.role != "prefill"]
-        if holders and not any(_holds(n, work) for n in holders):
-            return f"{longest} tokens do not fit into the KV cache of any decode node"
-        runners = [n for n in nodes if n.hello.role != "decode"]
-        if runners and not any(_holds(n, work, prefill=True) for n in runners):
-            return f"{work.num_tokens} tokens do not fit into the KV cache of any prefill node"
-        return None
 
     def _cancel(self, request_id: str, indices: tuple[int, ...]) -> None:
         self._abort(request_id, indices)
@@ -228,6 +225,8 @@ class Coordinator:
         """Forget assignments; returns those that were known."""
         assignments = self._assigned.get(request_id, {})
         released = [(assignments.pop(i), i) for i in indices if i in assignments]
+        for assignment, _ in released:
+            self.router.ended(assignment.transfer_id)
         if not assignments:
             self._assigned.pop(request_id, None)
         return released
@@ -258,9 +257,9 @@ class Coordinator:
             return
         parked, self._parked = self._parked, []
         for item in parked:
-            placement = route(self._candidates(item.work))
-            if placement is not None:
-                self._place(item.work, placement)
+            route = self.router.route(item.query, self._candidates(item.work))
+            if route is not None:
+                self._place(item.work, route)
             elif now - item.since >= self.limits.recovery_timeout_s:
                 reason = f"no node came back to go on with it: {self._lacks()}"
                 self._reject(item.work, 503, reason, 5.0)
@@ -279,6 +278,7 @@ class Coordinator:
 
         What was prefilled there and is on its way to a decode node, that node interrupts
         itself when it hears of the loss."""
+        self.router.lost(node.id)
         for assignments in list(self._assigned.values()):
             by_work: dict[int, tuple[Assignment, list[int]]] = {}
             for index, assignment in assignments.items():
@@ -305,8 +305,8 @@ class Coordinator:
         """The nodes as routing sees them; with `work`, those that can hold it."""
         return [
             node.candidate()
-            for node in self.members.nodes.values()
-            if work is None or _holds(node, work, prefill=node.hello.role == "prefill")
+            for node in self.members.serving
+            if work is None or fits(node.hello, work, prefill=node.hello.role == "prefill")
         ]
 
     def _lacks(self) -> str:
@@ -314,23 +314,21 @@ class Coordinator:
 
     def _num_waiting(self) -> int:
         """Prompts in the cell that have not been computed yet, on the way ones included."""
-        waiting = sum(
-            node.snapshot.num_waiting + sum(1 for tokens, _ in node.credit.values() if tokens)
-            for node in self.members.nodes.values()
-        )
-        return waiting + len(self._parked)
+        prompts = sum(node.candidate().num_prompts for node in self.members.serving)
+        return prompts + len(self._parked)
 
     def _shortest_wait_s(self) -> float:
-        waits = [c.prefill_wait_s for c in self._candidates() if c.role != "decode"]
+        waits = [c.wait_s() for c in self._candidates() if c.role != "decode"]
         return min(waits, default=0.0)
 
     def status(self, now: float) -> CellStatus:
         """The cell as `/ready`, `/metrics` and `pd status` show it."""
         missing = self.members.missing()
         nodes: list[Mapping[str, str | int | float | bool]] = [
-            node.describe(now) for node in sorted(self.members.nodes.values(), key=_place)
+            {**node.describe(now), "directory_blocks": self.holders.directory.num_blocks(node.id)}
+            for node in sorted(self.members.nodes.values(), key=_place)
         ]
-        lens = [node.hello.max_model_len for node in self.members.nodes.values()]
+        lens = [node.hello.max_model_len for node in self.members.serving]
         return CellStatus(
             ready=not missing,
             reason=missing,
@@ -343,18 +341,3 @@ class Coordinator:
 def _place(node: Node) -> tuple[int, int, str]:
     """Where a node stands in a list of them: not where its start happened to end."""
     return get_args(Role).index(node.hello.role), len(node.id), node.id
-
-
-def _holds(node: Node, work: Work, *, prefill: bool = False) -> bool:
-    """Whether an otherwise empty node has the blocks (and batch rows) for this work."""
-    size, num_blocks = node.hello.block_size, node.hello.num_blocks
-    if prefill:
-        return -(-work.num_tokens // size) <= num_blocks
-    request = work.request
-    longest = len(request.prompt) + request.params.max_tokens
-    if longest > node.hello.max_model_len or len(work.indices) > node.hello.max_num_seqs:
-        return False
-    # With n > 1 every sequence needs one block of its own besides the shared prompt.
-    own = len(work.indices) if len(work.indices) > 1 else 0
-    shared = -(-work.num_tokens // size) + own
-    return max(-(-longest // size), shared) <= num_blocks

@@ -3,78 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 
-from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, Welcome
-from pd.outbox import Kill, Outbox
-from pd.policies.route import Candidate
-from pd.types import NodeSnapshot, Peer
+from pd.holders import Holders
+from pd.member import NO_POOL, Gateway, Node
+from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, UsePool, Welcome
+from pd.outbox import Outbox
+from pd.policies.pools import assign_pools
+from pd.types import NodeSnapshot
 
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
-
-
-@dataclass(slots=True)
-class Node:
-    """A node process. `credit` is the work sent to it that its last snapshot does not show
-    yet: transfer id to (prompt tokens, sequences)."""
-
-    hello: NodeHello
-    epoch: int
-    last_heard: float
-    snapshot: NodeSnapshot
-    credit: dict[int, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        return self.hello.node_id
-
-    def peer(self) -> Peer:
-        return Peer(self.id, self.epoch, self.hello.endpoints)
-
-    def kill(self, reason: str) -> Kill:
-        return Kill(self.id, self.hello.incarnation, reason)
-
-    def candidate(self) -> Candidate:
-        return Candidate(
-            self.id,
-            self.hello.role,
-            self.snapshot,
-            self.hello.max_num_seqs,
-            sum(tokens for tokens, _ in self.credit.values()),
-            sum(seqs for _, seqs in self.credit.values()),
-            self.hello.layout,
-        )
-
-    def describe(self, now: float) -> Mapping[str, str | int | float | bool]:
-        """One row of `pd status`: plain values only."""
-        row: dict[str, str | int | float | bool] = asdict(self.snapshot)
-        hello = self.hello
-        row.update(
-            id=self.id, epoch=self.epoch, role=hello.role, pid=hello.pid, host=hello.host,
-            device=hello.device, state="ready", block_size=hello.block_size,
-            max_num_seqs=hello.max_num_seqs, silent_s=round(now - self.last_heard, 3),
-        )  # fmt: skip
-        return row
-
-
-@dataclass(slots=True)
-class Gateway:
-    """A gateway process."""
-
-    hello: GatewayHello
-    epoch: int
-    last_heard: float
-
-    @property
-    def id(self) -> str:
-        return self.hello.gateway_id
-
-    def peer(self) -> Peer:
-        return Peer(self.id, self.epoch, self.hello.endpoints)
-
-    def kill(self, reason: str) -> Kill:
-        return Kill(self.id, self.hello.incarnation, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +27,18 @@ class Condemned:
 class Members:
     """Joining, leaving and falling silent. Every process gets an epoch that never repeats."""
 
-    def __init__(self, outbox: Outbox, timeout_s: float) -> None:
+    def __init__(self, outbox: Outbox, timeout_s: float, holders: Holders | None = None) -> None:
+        """`holders` hears of every node that joins or leaves."""
         self.nodes: dict[str, Node] = {}
         self.gateways: dict[str, Gateway] = {}
         self._outbox = outbox
         self._timeout_s = timeout_s
+        self._holders = holders or Holders(outbox)
         self._last_epoch = 0
         self._condemned: dict[str, Condemned] = {}
         self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
         self._last_check = float("-inf")
+        self._pools_to_tell = False
 
     def node_joins(self, hello: NodeHello, now: float) -> Node | None:
         """Welcome a node; returns the earlier process of that name, if it is now gone."""
@@ -114,6 +55,7 @@ class Members:
             num_blocks=hello.num_blocks, free_blocks=hello.num_blocks,
         )  # fmt: skip
         self.nodes[hello.node_id] = Node(hello, self._last_epoch, now, empty)
+        self._holders.join(hello.node_id)
         self._welcome(hello.node_id, hello.incarnation, self._last_epoch)
         self._announce()
         return lost if isinstance(lost, Node) else None
@@ -157,9 +99,7 @@ class Members:
         node = self.nodes.get(sender)
         if node is None:
             return
-        node.snapshot = snapshot
-        for transfer_id in [t for t in node.credit if t <= snapshot.last_transfer_id]:
-            del node.credit[transfer_id]
+        node.take_snapshot(snapshot)
 
     def silent(self, now: float) -> list[Node | Gateway]:
         """Condemn and return every process that has not been heard of for too long.
@@ -186,7 +126,7 @@ class Members:
     def missing(self) -> str:
         """What the cell lacks to serve, in words; empty when it can."""
         layouts: dict[str, set[int]] = {}
-        for node in self.nodes.values():
+        for node in self.serving:
             layouts.setdefault(node.hello.role, set()).add(node.hello.layout)
         roles = layouts.keys()
         if "mixed" in roles:
@@ -203,6 +143,22 @@ class Members:
         lacking = {"prefill", "decode"} - roles
         return f"no {' and no '.join(sorted(lacking))} node is up"
 
+    @property
+    def serving(self) -> list[Node]:
+        """The nodes that run requests: all but the pools."""
+        return [node for node in self.nodes.values() if node.serves]
+
+    def pool_not_told(self, node_id: str) -> None:
+        """A node could not be told which pool to use: `tick` tries again."""
+        node = self.nodes.get(node_id)
+        if node is not None:
+            node.pool = None
+            self._pools_to_tell = True
+
+    def tick(self) -> None:
+        if self._pools_to_tell:
+            self._tell_pools()
+
     def _replace(self, known: Node | Gateway | None, member_id: str) -> Node | Gateway | None:
         """A process joins under this id, so what was there before is gone."""
         condemned = self._condemned.get(member_id)
@@ -211,7 +167,8 @@ class Members:
         return None if known is None else self.remove(member_id, known.hello.incarnation)
 
     def _leave(self, member: Node | Gateway) -> None:
-        self.nodes.pop(member.id, None)
+        if self.nodes.pop(member.id, None) is not None:
+            self._holders.leave(member.id)
         self.gateways.pop(member.id, None)
 
     def _bury(self, member: Node | Gateway) -> None:
@@ -228,3 +185,18 @@ class Members:
         peers = Peers((*nodes, *(gateway.peer() for gateway in self.gateways.values())))
         for member_id in (*self.nodes, *self.gateways):
             self._outbox.send(member_id, peers)
+        self._tell_pools()
+
+    def _tell_pools(self) -> None:
+        """Every node hears where to put its blocks from now on, if that is news to it."""
+        self._pools_to_tell = False
+        serving = self.serving
+        before = {node.id: node.pool.id for node in serving if node.pool and node.pool.id}
+        pools = [node.site() for node in self.nodes.values() if not node.serves]
+        assigned = assign_pools((node.site() for node in serving), pools, before)
+        for node in serving:
+            pool = self.nodes.get(assigned.get(node.id, ""))
+            use = NO_POOL if pool is None else UsePool(pool.id, pool.epoch)
+            if node.pool != use:
+                node.pool = use
+                self._outbox.send(node.id, use)

@@ -1,92 +1,58 @@
-"""Which nodes run a piece of work: those with the least predicted work before it.
+"""Which nodes run a piece of work, by one of four policies.
 
-A pure function of the nodes' last snapshots plus what was sent to them since (credit), so a
-burst of arrivals between two snapshots spreads instead of piling onto one node.
+A pure function of the nodes' last snapshots, of what was sent to them since (credit), so that a
+burst of arrivals between two snapshots spreads instead of piling onto one node, and of where
+the prompt's blocks lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pd.types import NodeSnapshot, Role
+from pd.policies import affinity, cache_aware, least_loaded, round_robin
+from pd.policies.candidate import Candidate, Placement, Prompt
 
-# Before a node has run its first prefill nothing is known of its speed; then only the order
-# of the estimates matters, and this makes them finite.
-_DEFAULT_PREFILL_RATE = 1000.0
-# What each running sequence adds to a mixed node's step, as a share of a prompt token's cost.
-_DECODE_TOKEN_COST = 8.0
+Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
-
-Rank = tuple[float, float, str]  # of a node for its role; smaller is better
+Choose = Callable[[Sequence[Candidate], Prompt], Candidate]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A node as routing sees it. `credit_*` is what was sent to it after its snapshot."""
+class RoutingPolicy:
+    """`start` chooses among prefill and mixed nodes, `decode` among the decode nodes that have
+    the KV layout of the prefill node chosen. Neither is asked about no nodes at all."""
 
-    node_id: str
-    role: Role
-    snapshot: NodeSnapshot
-    max_num_seqs: int
-    credit_tokens: int = 0
-    credit_seqs: int = 0
-    layout: int = 0
-
-    @property
-    def prefill_wait_s(self) -> float:
-        """Predicted time before a new prompt starts here."""
-        rate = self.snapshot.prefill_rate or _DEFAULT_PREFILL_RATE
-        return (self.snapshot.waiting_tokens + self.credit_tokens) / rate
-
-    @property
-    def num_seqs(self) -> int:
-        return self.snapshot.num_running + self.snapshot.num_reserving + self.credit_seqs
-
-    @property
-    def decode_load(self) -> float:
-        """Share of what the node can hold, sequences or blocks, whichever is scarcer."""
-        seqs = self.num_seqs / max(1, self.max_num_seqs)
-        blocks = self.snapshot.num_blocks or 1
-        return max(seqs, 1.0 - self.snapshot.free_blocks / blocks)
+    start: Choose
+    decode: Choose
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    prefill: str
-    decode: str
-
-
-def route(nodes: Iterable[Candidate]) -> Placement | None:
-    """The pair (or the one mixed node) with the least work before this prompt, or None.
-
-    A prompt that goes to a mixed node stays there; its cost counts the decode batch that
-    every prefill chunk has to share a step with. The nodes of a pair have the same KV layout.
-    """
-    prefills: dict[int, Rank] = {}  # the best of each layout
-    decodes: dict[int, Rank] = {}
-    mixed: Rank | None = None
-    for node in nodes:
-        rank = _RANKS[node.role](node)
-        if node.role == "mixed":
-            mixed = rank if mixed is None else min(mixed, rank)
-        else:
-            best = prefills if node.role == "prefill" else decodes
-            best[node.layout] = min(best.get(node.layout, rank), rank)
-    pair = min(((prefills[x], decodes[x]) for x in prefills.keys() & decodes), default=None)
-    if mixed is not None and (pair is None or mixed[0] < pair[0][0]):
-        return Placement(mixed[2], mixed[2])
-    return None if pair is None else Placement(pair[0][2], pair[1][2])
-
-
-def mixed_wait_s(node: Candidate) -> float:
-    """Predicted time before a new prompt starts on a node that also decodes."""
-    rate = node.snapshot.prefill_rate or _DEFAULT_PREFILL_RATE
-    return node.prefill_wait_s + node.num_seqs * _DECODE_TOKEN_COST / rate
-
-
-_RANKS: dict[Role, Callable[[Candidate], Rank]] = {
-    "prefill": lambda node: (node.prefill_wait_s, 0.0, node.node_id),
-    "decode": lambda node: (node.decode_load, float(node.num_seqs), node.node_id),
-    "mixed": lambda node: (mixed_wait_s(node), node.decode_load, node.node_id),
+POLICIES: Mapping[Routing, RoutingPolicy] = {
+    "cache_aware": RoutingPolicy(cache_aware.choose_start, cache_aware.choose_decode),
+    "least_loaded": RoutingPolicy(least_loaded.choose_start, least_loaded.choose_decode),
+    "round_robin": RoutingPolicy(round_robin.choose_start, round_robin.choose_decode),
+    "affinity": RoutingPolicy(affinity.choose_start, affinity.choose_decode),
 }
+
+
+def route(nodes: Iterable[Candidate], prompt: Prompt, routing: Routing) -> Placement | None:
+    """The pair (or the one mixed node) to run this prompt, or None if there is none.
+
+    A prompt that goes to a mixed node stays there. The nodes of a pair have the same KV layout.
+    """
+    starts: list[Candidate] = []
+    decodes: dict[int, list[Candidate]] = {}
+    for node in nodes:
+        if node.role == "decode":
+            decodes.setdefault(node.layout, []).append(node)
+        elif node.role != "pool":
+            starts.append(node)
+    starts = [node for node in starts if node.role == "mixed" or node.layout in decodes]
+    if not starts:
+        return None
+    policy = POLICIES[routing]
+    start = policy.start(starts, prompt)
+    if start.role == "mixed":
+        return Placement(start.node_id, start.node_id)
+    return Placement(start.node_id, policy.decode(decodes[start.layout], prompt).node_id)

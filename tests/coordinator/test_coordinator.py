@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import pytest
-from cell.workload import make_request
+from coordinating import Driver
 
-from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.messages import (
     Abort,
     Admitted,
@@ -19,92 +17,14 @@ from pd.messages import (
     Granted,
     Heartbeat,
     Interrupted,
-    Message,
-    NodeHello,
     PeerLost,
     Rejected,
     Reserve,
     Snapshot,
     StartPrefill,
-    Submit,
 )
-from pd.outbox import Effect, Kill, Send
-from pd.types import NodeSnapshot, Role, Work
-
-M = TypeVar("M", bound=Message)
-
-
-class Driver:
-    """`sent` returns what is new since it (or `clear`) was last called, with its receivers."""
-
-    def __init__(self, *roles: tuple[str, Role], **limits: Any) -> None:
-        self.coordinator = Coordinator(
-            CoordinatorLimits(node_timeout_s=5.0, recovery_timeout_s=30.0, **limits)
-        )
-        self.now = 0.0
-        self.incarnations = 0
-        self._effects: list[Effect] = []
-        self.hear("g", GatewayHello("g", 1, {}))
-        for node_id, role in roles:
-            self.join(node_id, role)
-        self.clear()
-
-    def hear(self, sender: str, message: Message) -> None:
-        self.coordinator.on_message(sender, message, self.now)
-
-    def join(self, node_id: str, role: Role, **sizes: int) -> int:
-        self.incarnations += 1
-        values = {"num_blocks": 20, "max_model_len": 80, "max_num_seqs": 8, "layout": 1, **sizes}
-        self.hear(
-            node_id,
-            NodeHello(
-                node_id, role, self.incarnations, {}, values["layout"], values["num_blocks"], 4,
-                values["max_model_len"], values["max_num_seqs"], 0, "host",
-            ),
-        )  # fmt: skip
-        return self.incarnations
-
-    def lose(self, node_id: str) -> None:
-        incarnation = self.coordinator.members.nodes[node_id].hello.incarnation
-        self.coordinator.on_process_lost(node_id, incarnation, self.now, "was killed")
-
-    def submit(self, name: str = "r", num_tokens: int = 10, **more: Any) -> Work:
-        attempt, output = more.pop("attempt", 0), more.pop("output", ())
-        gateway = more.pop("gateway", "g")
-        request = make_request(name, (1,) * num_tokens, gateway=gateway, **more)
-        work = Work(request, tuple(range(request.params.n)), output, attempt)
-        self.hear(gateway, Submit(work))
-        return work
-
-    def tick(self, seconds: float = 0.0) -> None:
-        """Time passes; everybody is heard of."""
-        end = self.now + seconds
-        while True:
-            for member_id in (*self.coordinator.members.nodes, *self.coordinator.members.gateways):
-                self.hear(member_id, Heartbeat(member_id))
-            self.coordinator.tick(self.now)
-            if self.now >= end:
-                return
-            self.now = min(end, self.now + 1.0)
-
-    def sent(self, kind: type[M]) -> list[tuple[str, M]]:
-        self._effects += self.coordinator.drain()
-        found = [e for e in self._effects if isinstance(e, Send) and isinstance(e.message, kind)]
-        self._effects = [e for e in self._effects if e not in found]
-        return [(e.to, e.message) for e in found]  # type: ignore[misc]
-
-    def rejected(self) -> Rejected:
-        ((to, message),) = self.sent(Rejected)
-        assert to == "g" and not self.sent(StartPrefill)
-        return message
-
-    def clear(self) -> None:
-        self.coordinator.drain()
-        self._effects.clear()
-
-    @property
-    def num_requests(self) -> int:
-        return self.coordinator.status(self.now).num_requests
+from pd.outbox import Kill, Send
+from pd.types import NodeSnapshot, Role
 
 
 @pytest.fixture

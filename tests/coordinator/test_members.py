@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pd.member import Credit
 from pd.members import Members
-from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, Welcome
+from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, UsePool, Welcome
 from pd.outbox import Outbox, Send
 from pd.types import NodeSnapshot, Role
 
@@ -28,9 +29,9 @@ class Cell:
         now: float = 0.0,
         **more: Any,
     ) -> Any:
-        values = {"layout": 7, **more}
+        values = {"layout": 7, "host": "host", **more}
         hello = NodeHello(
-            node_id, role, incarnation, {}, values["layout"], 100, 4, 400, 8, 0, "host"
+            node_id, role, incarnation, {}, values["layout"], 100, 4, 400, 8, 0, values["host"]
         )
         return self.members.node_joins(hello, now)
 
@@ -210,7 +211,76 @@ def test_what_is_lacking() -> None:
 def test_credit_is_what_a_snapshot_does_not_show_yet(cell: Cell) -> None:
     cell.node("a")
     node = cell.members.nodes["a"]
-    node.credit = {3: (100, 1), 4: (50, 2), 5: (7, 0)}
-    assert (node.candidate().credit_tokens, node.candidate().credit_seqs) == (157, 3)
+    for transfer_id, credit in ((3, Credit(1, 100, 1)), (4, Credit(1, 50, 2)), (5, Credit(1, 7))):
+        node.charge(transfer_id, credit)
+    seen = node.candidate()
+    assert (seen.credit_prompts, seen.credit_tokens, seen.credit_seqs) == (3, 157, 3)
+    assert (seen.last_prefill, seen.last_decode) == (5, 4)
     cell.members.on_snapshot("a", NodeSnapshot("a", "mixed", 1, last_transfer_id=4))
-    assert node.credit == {5: (7, 0)}
+    assert node.credit == {5: Credit(1, 7)}
+    assert node.candidate().credit_tokens == 7
+    node.discharge(5)
+    assert node.candidate().credit_prompts == 0
+
+
+# ---------------------------------------------------------------- pools
+def use(cell: Cell) -> dict[str, tuple[str, int]]:
+    return {to: (message.id, message.epoch) for to, message in cell.sent(UsePool)}
+
+
+def test_nodes_hear_of_the_pool_on_their_host(cell: Cell) -> None:
+    cell.node("a", host="x")
+    cell.node("b", host="y")
+    assert use(cell) == {}, "none is what they begin with"
+    cell.node("k-x", role="pool", host="x")
+    assert use(cell) == {"a": ("k-x", 3), "b": ("k-x", 3)}
+    cell.node("k-y", role="pool", host="y")
+    assert use(cell) == {"b": ("k-y", 4)}
+    cell.node("c", host="y")
+    assert use(cell) == {"c": ("k-y", 4)}
+
+
+def test_nodes_hear_when_their_pool_is_gone_or_replaced(cell: Cell) -> None:
+    cell.node("a")
+    cell.node("k0", role="pool")
+    use(cell)
+    cell.node("k0", role="pool", incarnation=2)
+    told = [(to, message.id, message.epoch) for to, message in cell.sent(UsePool)]
+    assert told == [("a", "", 0), ("a", "k0", 3)]
+    cell.members.remove("k0", 2)
+    assert use(cell) == {"a": ("", 0)}
+
+
+def test_a_new_process_of_a_node_is_told_again(cell: Cell) -> None:
+    cell.node("a")
+    cell.node("k0", role="pool")
+    use(cell)
+    cell.node("a", incarnation=2)
+    assert use(cell) == {"a": ("k0", 2)}
+
+
+def test_what_could_not_be_delivered_is_said_again(cell: Cell) -> None:
+    cell.node("a")
+    cell.node("k0", role="pool")
+    use(cell)
+    cell.members.tick()
+    assert use(cell) == {}
+    cell.members.pool_not_told("a")
+    cell.members.pool_not_told("nobody")
+    cell.members.tick()
+    assert use(cell) == {"a": ("k0", 2)}
+    cell.members.tick()
+    assert use(cell) == {}
+
+
+def test_a_pool_of_another_layout_is_no_use(cell: Cell) -> None:
+    cell.node("a", layout=1)
+    cell.node("k0", role="pool", layout=2)
+    assert use(cell) == {}
+
+
+def test_a_pool_serves_nothing(cell: Cell) -> None:
+    cell.node("k0", role="pool")
+    assert cell.members.missing() == "no node has joined yet" and not cell.members.serving
+    cell.node("p0", role="prefill")
+    assert cell.members.missing() == "no decode node is up"

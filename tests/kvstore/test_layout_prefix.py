@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.layout import KVLayout
-from kvstore.prefix import block_hashes, chain, root_key
+from kvstore.prefix import (
+    KeySpace,
+    block_hashes,
+    chain,
+    pack_keys,
+    short_keys,
+    unpack_keys,
+    unpack_short_keys,
+)
 
 SMOL = KVLayout("float32", 30, 3, 64, 16, "smollm2")
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=100)
@@ -53,7 +61,7 @@ def test_impossible_layouts(field: dict[str, object]) -> None:
 
 @given(TOKENS, st.integers(1, 17))
 def test_block_hashes_are_the_chain_of_full_blocks(tokens: list[int], size: int) -> None:
-    root = root_key(SMOL.fingerprint, b"salt")
+    root = KeySpace(b"secret").root(SMOL.fingerprint, "tenant", "salt")
     expected, parent = [], root
     for start in range(0, len(tokens) // size * size, size):
         block = tokens[start : start + size]
@@ -68,7 +76,7 @@ def test_block_hashes_are_the_chain_of_full_blocks(tokens: list[int], size: int)
 def test_a_changed_token_changes_its_block_and_all_after(
     tokens: list[int], data: st.DataObject
 ) -> None:
-    root = root_key(1, b"")
+    root = KeySpace().root(1)
     before = block_hashes(tokens, 4, root)
     at = data.draw(st.integers(0, len(tokens) - 1))
     tokens[at] = (tokens[at] + 1) % 2**31
@@ -78,8 +86,49 @@ def test_a_changed_token_changes_its_block_and_all_after(
 
 
 def test_roots_keep_layouts_and_tenants_apart() -> None:
-    roots = {root_key(f, s) for f in (0, 1, 2**64 - 1) for s in (b"", b"a", b"b")}
+    space = KeySpace(b"secret")
+    roots = {space.root(f, t) for f in (0, 1, 2**64 - 1) for t in ("", "a", "b")}
     assert len(roots) == 9 and {len(root) for root in roots} == {32}
+
+
+OWNERS = st.tuples(st.integers(0, 3), st.text("ab\0 é", max_size=4), st.text("ab\0 é", max_size=4))
+
+
+@given(OWNERS, OWNERS, st.booleans())
+def test_no_two_owners_have_a_key_in_common(
+    one: tuple[int, str, str], other: tuple[int, str, str], share: bool
+) -> None:
+    """Whatever separates tenant from salt in the one may be part of a name in the other."""
+    space = KeySpace(b"secret", share)
+    if share:
+        same = (one[0], one[2]) == (other[0], other[2])
+    else:
+        same = one == other
+    assert (space.root(*one) == space.root(*other)) == same
+    assert space.root(*one) != KeySpace(b"secret", not share).root(*other)
+
+
+@given(st.binary(max_size=80), st.binary(max_size=80))
+def test_keys_depend_on_the_secret(one: bytes, other: bytes) -> None:
+    # HMAC fills a key up with zeros: secrets that differ only there are the same secret.
+    if one.ljust(64, b"\0") != other.ljust(64, b"\0"):
+        assert KeySpace(one).root(1, "t") != KeySpace(other).root(1, "t")
+
+
+def test_a_cells_key_space_does_not_hold_its_secret() -> None:
+    space = KeySpace.of_cell("s3cret", 7)
+    assert b"s3cret" not in space.secret and len(space.secret) == 32
+    assert space == KeySpace.of_cell("s3cret", 8), "all processes that have the secret agree"
+    assert space != KeySpace.of_cell("other", 7)
+    assert KeySpace.of_cell(None, 7) != KeySpace.of_cell(None, 8)
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=5), st.integers(0, 31))
+def test_keys_are_packed_for_messages(keys: list[bytes], rest: int) -> None:
+    assert unpack_keys(pack_keys(keys) + bytes(rest)) == keys
+    packed = b"".join(key[:8] for key in keys)
+    assert list(short_keys(keys)) == list(unpack_short_keys(packed))
+    assert [key.to_bytes(8, "little") for key in short_keys(keys)] == [key[:8] for key in keys]
 
 
 def test_token_ids_out_of_range_are_refused() -> None:

@@ -1,121 +1,81 @@
-"""Routing: least predicted work, bursts that spread, pairs against mixed nodes."""
+"""Routing: what all four policies have in common, and the two that look at no caches."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
-from typing import Any
+from typing import get_args
 
+import pytest
+from candidates import node, prompt, sent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd.policies.admit import admit
-from pd.policies.route import Candidate, Placement, route
-from pd.types import NodeSnapshot, Role
+from pd.config import Routing as ConfiguredRouting
+from pd.policies.candidate import Candidate, Placement
+from pd.policies.route import POLICIES, Routing, route
+from pd.types import Source
+
+ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 
 
-def node(
-    node_id: str,
-    role: Role,
-    *,
-    credit_tokens: int = 0,
-    credit_seqs: int = 0,
-    layout: int = 0,
-    max_num_seqs: int = 8,
-    **snapshot: Any,
-) -> Candidate:
-    values = {"num_blocks": 100, "free_blocks": 100, **snapshot}
-    return Candidate(
-        node_id, role, NodeSnapshot(node_id, role, 1, **values), max_num_seqs,
-        credit_tokens, credit_seqs, layout,
-    )  # fmt: skip
+def least_loaded(nodes: list[Candidate]) -> Placement | None:
+    return route(nodes, prompt(), "least_loaded")
 
 
-def test_nothing_to_route_to() -> None:
-    assert route([]) is None
-    assert route([node("p0", "prefill")]) is None
-    assert route([node("d0", "decode")]) is None
+def test_every_policy_can_be_configured() -> None:
+    assert set(ROUTINGS) == set(POLICIES) == set(get_args(ConfiguredRouting))
 
 
-def test_least_predicted_work_takes_speed_into_account() -> None:
-    slow = node("p0", "prefill", waiting_tokens=100, prefill_rate=10.0)
-    fast = node("p1", "prefill", waiting_tokens=500, prefill_rate=1000.0)
-    assert route([slow, fast, node("d0", "decode")]) == Placement("p1", "d0")
+# ---------------------------------------------------------------- what all have in common
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_nothing_to_route_to(routing: Routing) -> None:
+    for nodes in ([], [node("p0", "prefill")], [node("d0", "decode")], [node("k0", "pool")]):
+        assert route(nodes, prompt(), routing) is None
 
 
-def test_decode_load_is_of_what_is_scarcer() -> None:
-    few_blocks = node("d0", "decode", num_running=1, free_blocks=10)
-    many_seqs = node("d1", "decode", num_running=7, free_blocks=95)
-    balanced = node("d2", "decode", num_running=4, free_blocks=50)
-    nodes = [node("p0", "prefill"), few_blocks, many_seqs, balanced]
-    assert route(nodes) == Placement("p0", "d2")
-
-
-def test_hand_offs_waiting_for_room_count_as_load() -> None:
-    waiting = node("d0", "decode", num_reserving=3)
-    running = node("d1", "decode", num_running=2)
-    assert route([node("p0", "prefill"), waiting, running]) == Placement("p0", "d1")
-
-
-def test_a_burst_between_two_snapshots_spreads() -> None:
-    nodes = {f"p{i}": node(f"p{i}", "prefill") for i in range(4)}
-    nodes |= {f"d{i}": node(f"d{i}", "decode") for i in range(3)}
-    placed: Counter[str] = Counter()
-    for _ in range(24):
-        placement = route(nodes.values())
-        assert placement is not None
-        p, d = nodes[placement.prefill], nodes[placement.decode]
-        nodes[p.node_id] = replace(p, credit_tokens=p.credit_tokens + 100)
-        nodes[d.node_id] = replace(d, credit_seqs=d.credit_seqs + 1)
-        placed.update((placement.prefill, placement.decode))
-    assert [placed[f"p{i}"] for i in range(4)] == [6] * 4
-    assert [placed[f"d{i}"] for i in range(3)] == [8] * 3
-
-
-def test_a_mixed_node_is_chosen_where_it_starts_the_prompt_sooner() -> None:
-    pair = [node("p0", "prefill", waiting_tokens=2000), node("d0", "decode")]
-    assert route([*pair, node("m0", "mixed")]) == Placement("m0", "m0")
-    # Its decode batch slows its prompts down, and counts.
-    busy = node("m0", "mixed", num_running=300, max_num_seqs=512)
-    assert route([*pair, busy]) == Placement("p0", "d0")
-    assert route([busy]) == Placement("m0", "m0")
-
-
-def test_a_pair_is_preferred_where_both_are_idle() -> None:
-    nodes = [node("m0", "mixed"), node("p0", "prefill"), node("d0", "decode")]
-    assert route(nodes) == Placement("p0", "d0")
-
-
-def test_half_a_pair_leaves_the_mixed_node() -> None:
-    nodes = [node("m0", "mixed", waiting_tokens=9999), node("p0", "prefill")]
-    assert route(nodes) == Placement("m0", "m0")
-
-
-def test_only_nodes_of_one_layout_make_a_pair() -> None:
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_only_nodes_of_one_layout_make_a_pair(routing: Routing) -> None:
     other = [node("p0", "prefill", layout=1), node("d0", "decode", layout=2)]
-    assert route(other) is None
+    assert route(other, prompt(), routing) is None
     busy = node("p1", "prefill", layout=2, waiting_tokens=9999)
-    assert route([*other, busy]) == Placement("p1", "d0")
+    assert route([*other, busy], prompt(), routing) == Placement("p1", "d0")
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_half_a_pair_leaves_the_mixed_node(routing: Routing) -> None:
+    nodes = [node("m0", "mixed", waiting_tokens=9999), node("p0", "prefill"), node("k0", "pool")]
+    assert route(nodes, prompt(), routing) == Placement("m0", "m0")
 
 
 @given(
+    st.sampled_from(ROUTINGS),
     st.lists(
         st.tuples(
-            st.sampled_from(["prefill", "decode", "mixed"]),
+            st.sampled_from(["prefill", "decode", "mixed", "pool"]),
             st.integers(0, 5000), st.integers(0, 8), st.integers(0, 100), st.integers(0, 1),
+            st.integers(0, 12), st.sampled_from([0.0, 50.0, 5000.0]), st.integers(0, 3),
         ),
         max_size=8,
     ),
+    st.one_of(st.none(), st.integers(0, 2**64 - 1)),
     st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_placement_is_possible_and_does_not_depend_on_the_order(shapes, rng) -> None:  # type: ignore[no-untyped-def]
+def test_placement_is_possible_and_does_not_depend_on_the_order(  # type: ignore[no-untyped-def]
+    routing, shapes, session, rng
+) -> None:
     nodes = [
         node(
-            f"n{i}", role, waiting_tokens=tokens, num_running=seqs, free_blocks=free, layout=layout
+            f"n{i}", role, waiting_tokens=tokens, num_running=seqs, free_blocks=free,
+            layout=layout, prefill_rate=rate, last=last,
         )
-        for i, (role, tokens, seqs, free, layout) in enumerate(shapes)
-    ]
-    placement = route(nodes)
+        for i, (role, tokens, seqs, free, layout, _, rate, last) in enumerate(shapes)
+    ]  # fmt: skip
+    cached = {f"n{i}": shape[5] for i, shape in enumerate(shapes)}
+    sources = tuple(Source(f"n{i}", 1, shape[5], shape[5] // 2) for i, shape in enumerate(shapes))
+    wanted = prompt(
+        160, cached, sources[:4], nodes, session=session, affinity=session or len(shapes)
+    )
+    placement = route(nodes, wanted, routing)
     by_id = {n.node_id: n for n in nodes}
     pairs = {n.layout for n in nodes if n.role == "prefill"} & {
         n.layout for n in nodes if n.role == "decode"
@@ -128,19 +88,91 @@ def test_placement_is_possible_and_does_not_depend_on_the_order(shapes, rng) -> 
         assert (prefill.role, decode.role) in (("prefill", "decode"), ("mixed", "mixed"))
         assert (prefill is decode) == (prefill.role == "mixed")
     rng.shuffle(nodes)
-    assert route(nodes) == placement
+    assert route(nodes, wanted, routing) == placement
 
 
-def test_admission_is_a_bound_on_who_waits() -> None:
-    assert admit(0, 1, 0.0) is None
-    assert admit(511, 512, 1e9) is None
-    refused = admit(512, 512, 20.0)
-    assert refused is not None and refused.retry_after_s == 10.0
-    assert "512" in refused.message and "10 s" in refused.message
+# ---------------------------------------------------------------- least loaded
+def test_least_predicted_work_takes_speed_into_account() -> None:
+    slow = node("p0", "prefill", waiting_tokens=100, prefill_rate=10.0)
+    fast = node("p1", "prefill", waiting_tokens=500, prefill_rate=1000.0)
+    assert least_loaded([slow, fast, node("d0", "decode")]) == Placement("p1", "d0")
 
 
-@given(wait_s=st.floats(0, 1e12), waiting=st.integers(0, 10_000), limit=st.integers(0, 10_000))
-def test_the_time_to_retry_is_sane(wait_s: float, waiting: int, limit: int) -> None:
-    refused = admit(waiting, limit, wait_s)
-    assert (refused is None) == (waiting < limit)
-    assert refused is None or 1.0 <= refused.retry_after_s <= 60.0
+def test_decode_load_is_of_what_is_scarcer() -> None:
+    few_blocks = node("d0", "decode", num_running=1, free_blocks=10)
+    many_seqs = node("d1", "decode", num_running=7, free_blocks=95)
+    balanced = node("d2", "decode", num_running=4, free_blocks=50)
+    nodes = [node("p0", "prefill"), few_blocks, many_seqs, balanced]
+    assert least_loaded(nodes) == Placement("p0", "d2")
+
+
+def test_hand_offs_waiting_for_room_count_as_load() -> None:
+    waiting = node("d0", "decode", num_reserving=3)
+    running = node("d1", "decode", num_running=2)
+    assert least_loaded([node("p0", "prefill"), waiting, running]) == Placement("p0", "d1")
+
+
+def test_caches_do_not_matter_to_it() -> None:
+    nodes = [node("p0", "prefill", waiting_tokens=1), node("p1", "prefill"), node("d0", "decode")]
+    assert route(nodes, prompt(160, {"p0": 9}), "least_loaded") == Placement("p1", "d0")
+
+
+@pytest.mark.parametrize("routing", ["cache_aware", "least_loaded", "round_robin"])
+def test_a_burst_between_two_snapshots_spreads(routing: Routing) -> None:
+    nodes = {f"p{i}": node(f"p{i}", "prefill") for i in range(4)}
+    nodes |= {f"d{i}": node(f"d{i}", "decode") for i in range(3)}
+    placed: Counter[str] = Counter()
+    for turn in range(1, 25):
+        placement = route(nodes.values(), prompt(100), routing)
+        assert placement is not None
+        sent(nodes, placement, tokens=100, turn=turn)
+        placed.update((placement.prefill, placement.decode))
+    assert [placed[f"p{i}"] for i in range(4)] == [6] * 4
+    assert [placed[f"d{i}"] for i in range(3)] == [8] * 3
+
+
+@pytest.mark.parametrize("routing", ["cache_aware", "least_loaded"])
+def test_a_mixed_node_is_chosen_where_it_starts_the_prompt_sooner(routing: Routing) -> None:
+    pair = [node("p0", "prefill", waiting_tokens=4000), node("d0", "decode")]
+    assert route([*pair, node("m0", "mixed")], prompt(), routing) == Placement("m0", "m0")
+    # Its decode batch slows its prompts down, and counts.
+    busy = node("m0", "mixed", num_running=600, max_num_seqs=1024)
+    assert route([*pair, busy], prompt(), routing) == Placement("p0", "d0")
+    assert route([busy], prompt(), routing) == Placement("m0", "m0")
+
+
+@pytest.mark.parametrize("routing", ["cache_aware", "least_loaded"])
+def test_a_pair_is_preferred_where_both_are_idle(routing: Routing) -> None:
+    nodes = [node("m0", "mixed"), node("p0", "prefill"), node("d0", "decode")]
+    assert route(nodes, prompt(), routing) == Placement("p0", "d0")
+
+
+# ---------------------------------------------------------------- round robin
+def test_turns_go_round_whatever_the_load() -> None:
+    nodes = {f"p{i}": node(f"p{i}", "prefill", waiting_tokens=1000 * i) for i in range(3)}
+    nodes |= {f"d{i}": node(f"d{i}", "decode", num_running=i) for i in range(2)}
+    order = []
+    for turn in range(1, 7):
+        placement = route(nodes.values(), prompt(160, {"p2": 9}), "round_robin")
+        assert placement is not None
+        sent(nodes, placement, tokens=160, turn=turn)
+        order.append((placement.prefill, placement.decode))
+    assert order == [("p0", "d0"), ("p1", "d1"), ("p2", "d0"), ("p0", "d1"), ("p1", "d0"), ("p2", "d1")]  # fmt: skip  # noqa: E501
+
+
+def test_mixed_nodes_and_pairs_take_turns_with_each_other() -> None:
+    nodes = {"m0": node("m0", "mixed"), "p0": node("p0", "prefill")}
+    nodes |= {f"d{i}": node(f"d{i}", "decode") for i in range(2)}
+    order = []
+    for turn in range(1, 9):
+        placement = route(nodes.values(), prompt(), "round_robin")
+        assert placement is not None
+        sent(nodes, placement, tokens=160, turn=turn)
+        order.append((placement.prefill, placement.decode))
+    assert order == [("m0", "m0"), ("p0", "d0"), ("m0", "m0"), ("p0", "d1")] * 2
+
+
+def test_a_node_that_joins_is_next() -> None:
+    nodes = [node("p0", "prefill", last=4), node("p1", "prefill", last=5), node("p2", "prefill")]
+    placement = route([*nodes, node("d0", "decode")], prompt(), "round_robin")
+    assert placement == Placement("p2", "d0")

@@ -1,0 +1,136 @@
+"""A process of the cell as the coordinator knows it: a node, or a gateway. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from pd.messages import GatewayHello, NodeHello, UsePool
+from pd.outbox import Kill
+from pd.policies.candidate import Candidate
+from pd.policies.pools import Site
+from pd.types import NodeSnapshot, Peer
+
+NO_POOL = UsePool("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Work on its way to a node: prompts, their tokens to compute, sequences to decode."""
+
+    prompts: int = 0
+    tokens: int = 0
+    seqs: int = 0
+
+
+@dataclass(slots=True)
+class Found:
+    """Prompt tokens of the work sent to a node, and where those with KV were when it was sent:
+    there itself, on another node, in a pool's memory, on a pool's disk."""
+
+    routed_tokens: int = 0
+    found_local_tokens: int = 0
+    found_remote_tokens: int = 0
+    found_dram_tokens: int = 0
+    found_disk_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """A node process. `credit` is the work sent to it that its last snapshot does not show
+    yet, by transfer id; `last_*` the newest transfer that it was sent for either phase; `pool`
+    what it was told to use, None where that may not have reached it."""
+
+    hello: NodeHello
+    epoch: int
+    last_heard: float
+    snapshot: NodeSnapshot
+    credit: dict[int, Credit] = field(default_factory=dict)
+    last_prefill: int = 0
+    last_decode: int = 0
+    found: Found = field(default_factory=Found)
+    pool: UsePool | None = NO_POOL
+    _candidate: Candidate | None = None
+
+    @property
+    def id(self) -> str:
+        return self.hello.node_id
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests run here; a pool only keeps blocks."""
+        return self.hello.role != "pool"
+
+    def peer(self) -> Peer:
+        return Peer(self.id, self.epoch, self.hello.endpoints)
+
+    def kill(self, reason: str) -> Kill:
+        return Kill(self.id, self.hello.incarnation, reason)
+
+    def site(self) -> Site:
+        return Site(self.id, self.hello.host, self.hello.layout)
+
+    def charge(self, transfer_id: int, credit: Credit) -> None:
+        """This work was sent here."""
+        self.credit[transfer_id] = credit
+        if credit.prompts:
+            self.last_prefill = transfer_id
+        if credit.seqs:
+            self.last_decode = transfer_id
+        self._candidate = None
+
+    def discharge(self, transfer_id: int) -> None:
+        """It did not arrive."""
+        self.credit.pop(transfer_id, None)
+        self._candidate = None
+
+    def take_snapshot(self, snapshot: NodeSnapshot) -> None:
+        self.snapshot = snapshot
+        for transfer_id in [t for t in self.credit if t <= snapshot.last_transfer_id]:
+            del self.credit[transfer_id]
+        self._candidate = None
+
+    def candidate(self) -> Candidate:
+        if self._candidate is None:
+            hello, credits = self.hello, self.credit.values()
+            self._candidate = Candidate(
+                self.id, hello.role, self.snapshot, hello.max_num_seqs,
+                credit_prompts=sum(credit.prompts for credit in credits),
+                credit_tokens=sum(credit.tokens for credit in credits),
+                credit_seqs=sum(credit.seqs for credit in credits),
+                layout=hello.layout, block_size=hello.block_size,
+                last_prefill=self.last_prefill, last_decode=self.last_decode,
+            )  # fmt: skip
+        return self._candidate
+
+    def describe(self, now: float) -> Mapping[str, str | int | float | bool]:
+        """One row of `pd status`: plain values only."""
+        row: dict[str, str | int | float | bool] = asdict(self.snapshot)
+        hello = self.hello
+        row.update(
+            id=self.id, epoch=self.epoch, role=hello.role, pid=hello.pid, host=hello.host,
+            device=hello.device, state="ready", block_size=hello.block_size,
+            max_num_seqs=hello.max_num_seqs, silent_s=round(now - self.last_heard, 3),
+        )  # fmt: skip
+        if self.serves:
+            row.update(asdict(self.found), pool="" if self.pool is None else self.pool.id)
+        return row
+
+
+@dataclass(slots=True)
+class Gateway:
+    """A gateway process."""
+
+    hello: GatewayHello
+    epoch: int
+    last_heard: float
+
+    @property
+    def id(self) -> str:
+        return self.hello.gateway_id
+
+    def peer(self) -> Peer:
+        return Peer(self.id, self.epoch, self.hello.endpoints)
+
+    def kill(self, reason: str) -> Kill:
+        return Kill(self.id, self.hello.incarnation, reason)

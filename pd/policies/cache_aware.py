@@ -1,0 +1,60 @@
+"""Route to where the first token is predicted soonest: caches and queues in one figure.
+
+Nothing else is needed for a hot prefix to spread: its holder's queue grows, until fetching the
+blocks, or computing them again, is sooner elsewhere; and then there are two that have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pd.policies.candidate import Candidate, Prompt
+from pd.policies.predict import Prediction, cached_blocks, predict
+from pd.policies.spread import weight
+
+# Predictions this close are equal: measured rates are no better than that.
+_NEAR_SHARE = 0.05
+_NEAR_S = 0.002
+# What counts against computing twice what is being computed already, as a share of the time that
+# takes: alone, a prompt could not tell that from waiting for it.
+_AGAIN = 0.5
+# Loads of decode nodes this close are equal, as shares of what they can hold.
+_NEAR_LOAD = 0.1
+
+_Rank = tuple[int, int, bool, float, float, str]
+
+
+def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+    """The least predicted TTFT, and least waste. Among near-equal ones that with the most of the
+    prompt's blocks, then where its session belongs, then one that does not decode besides."""
+    predicted = [(_cost_s(predict(node, prompt)), node) for node in nodes]
+    least = min(time_s for time_s, _ in predicted)
+    near_s = least + max(_NEAR_S, _NEAR_SHARE * least)
+
+    def rank(item: tuple[float, Candidate]) -> _Rank:
+        time_s, node = item
+        wants = 0 if prompt.session is None else weight(prompt.session, node.node_id)
+        mixed = node.role == "mixed"
+        load = node.decode_load if mixed else 0.0
+        return -cached_blocks(node, prompt), -wants, mixed, time_s, load, node.node_id
+
+    return min((item for item in predicted if item[0] <= near_s), key=rank)[1]
+
+
+def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+    """The least loaded; among near-equal ones that which has the most of the prompt, if that is
+    at least half of it, so that fewer bytes move."""
+    loads = [(node.decode_load, node) for node in nodes]
+    least = min(load for load, _ in loads)
+
+    def rank(item: tuple[float, Candidate]) -> tuple[int, float, int, str]:
+        load, node = item
+        cached = prompt.cached_on(node)
+        much = 2 * cached * node.block_size >= prompt.num_tokens
+        return -cached if much else 0, load, node.num_seqs, node.node_id
+
+    return min((item for item in loads if item[0] <= least + _NEAR_LOAD), key=rank)[1]
+
+
+def _cost_s(predicted: Prediction) -> float:
+    return predicted.wait_s + predicted.work_s + _AGAIN * predicted.again_s

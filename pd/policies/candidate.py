@@ -1,0 +1,104 @@
+"""What routing decides on: the nodes, the prompt, and where blocks of it lie. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pd.policies.costs import DEFAULT_PREFILL_RATE, Costs
+from pd.types import NodeSnapshot, Role, Source
+
+# What each running sequence adds to a mixed node's step, as a share of a prompt token's cost.
+_DECODE_TOKEN_COST = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node as routing sees it. `credit_*` is what was sent to it after its snapshot; `last_*`
+    grow with every prompt that was sent to it for that phase."""
+
+    node_id: str
+    role: Role
+    snapshot: NodeSnapshot
+    max_num_seqs: int
+    credit_prompts: int = 0
+    credit_tokens: int = 0
+    credit_seqs: int = 0
+    layout: int = 0
+    block_size: int = 16
+    last_prefill: int = 0
+    last_decode: int = 0
+
+    @property
+    def num_seqs(self) -> int:
+        return self.snapshot.num_running + self.snapshot.num_reserving + self.credit_seqs
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts that are not computed yet, those on the way here included."""
+        return self.snapshot.num_waiting + self.credit_prompts
+
+    @property
+    def decode_load(self) -> float:
+        """Share of what the node can hold, sequences or blocks, whichever is scarcer."""
+        seqs = self.num_seqs / max(1, self.max_num_seqs)
+        blocks = self.snapshot.num_blocks or 1
+        return max(seqs, 1.0 - self.snapshot.free_blocks / blocks)
+
+    def wait_s(self, default_rate: float = DEFAULT_PREFILL_RATE) -> float:
+        """Predicted time before a new prompt starts here.
+
+        On a mixed node every prefill chunk shares its step with the decode batch.
+        """
+        tokens: float = self.snapshot.waiting_tokens + self.credit_tokens
+        if self.role == "mixed":
+            tokens += self.num_seqs * _DECODE_TOKEN_COST
+        return tokens / (self.snapshot.prefill_rate or default_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Where leading blocks of a prompt lie, in the nodes of one KV layout.
+
+    `cached` has for every node how many it holds, or was promised by prompts in flight;
+    `coming` is the most that any was promised. `sources` are the holders that a fetch saves most
+    from, first the best.
+    """
+
+    cached: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    coming: int = 0
+
+
+NO_BLOCKS = Blocks()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be placed.
+
+    `session` is a hash of the session it belongs to, or None; `affinity` that or else one of how
+    the prompt begins. `blocks` is by layout, since keys are. `typical` are the costs of a node
+    that has not measured its own.
+    """
+
+    num_tokens: int
+    session: int | None = None
+    affinity: int = 0
+    blocks: Mapping[int, Blocks] = field(default_factory=dict)
+    typical: Costs = field(default_factory=Costs)
+
+    def blocks_for(self, node: Candidate) -> Blocks:
+        return self.blocks.get(node.layout, NO_BLOCKS)
+
+    def cached_on(self, node: Candidate) -> int:
+        """Leading blocks that this node need not be given."""
+        return self.blocks_for(node).cached.get(node.node_id, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The node that runs a prompt and the one that decodes it: a mixed node does both."""
+
+    prefill: str
+    decode: str

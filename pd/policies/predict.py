@@ -1,0 +1,54 @@
+"""How long until a prompt's first token, on a node that could run it.
+
+TTFT = queue wait + fetching what the node lacks and another has + computing the rest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pd.policies.candidate import Candidate, Prompt
+
+
+class Prediction(NamedTuple):
+    """Seconds: until the prompt starts, what it then takes, and how much of that computes again
+    what a prompt in flight will have computed elsewhere."""
+
+    wait_s: float
+    work_s: float
+    again_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.wait_s + self.work_s
+
+
+def usable_blocks(num_tokens: int, block_size: int) -> int:
+    """Blocks of a prompt that need not be computed: its last token has to run, for its logits."""
+    return (num_tokens - 1) // block_size
+
+
+def cached_blocks(node: Candidate, prompt: Prompt) -> int:
+    """Those of them that the node has, or is about to have."""
+    return min(prompt.cached_on(node), usable_blocks(prompt.num_tokens, node.block_size))
+
+
+def predict(node: Candidate, prompt: Prompt) -> Prediction:
+    """What becomes of the prompt if it is sent to this node now."""
+    costs = prompt.typical.of(node.snapshot)
+    blocks, size = prompt.blocks_for(node), node.block_size
+    usable = usable_blocks(prompt.num_tokens, size)
+    cached = there = min(blocks.cached.get(node.node_id, 0), usable)
+    saved_s = 0.0
+    for source in blocks.sources:
+        if source.num_blocks > cached and source.holder != node.node_id:
+            saves_s = costs.saved_s(source, cached, usable, size)
+            if saves_s > saved_s:
+                saved_s, there = saves_s, min(source.num_blocks, usable)
+    compute_s = (prompt.num_tokens - cached * size) / costs.rate
+    again = min(blocks.coming, usable) - there
+    return Prediction(
+        node.wait_s(prompt.typical.rate),
+        compute_s - saved_s,
+        again * size / costs.rate if again > 0 else 0.0,
+    )

@@ -1,0 +1,213 @@
+"""Where work goes: `pd.policies.route` decides, and here is what it decides on. Pure.
+
+The keys of a prompt's blocks, what the directory says of them, what was promised; and then what
+was sent where, until the nodes' snapshots and events show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvstore.directory import Coverage, Leading
+from kvstore.prefix import KeySpace, block_hashes, chain, short_keys, unpack_short_keys
+from pd.holders import Holders
+from pd.member import Credit, Node
+from pd.members import Members
+from pd.messages import BlockEvents
+from pd.policies.candidate import Blocks, Candidate, Placement, Prompt
+from pd.policies.costs import Costs
+from pd.policies.predict import cached_blocks, predict, usable_blocks
+from pd.policies.route import Routing, route
+from pd.policies.sources import MAX_SOURCES, best_sources
+from pd.policies.spread import hash64
+from pd.promises import Promises
+from pd.types import Source, Work
+
+_BEGINNING = 64  # tokens by which prompts without a session are told apart: a few blocks
+_NOTHING = Leading(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """How work is placed. With `prefix_cache` the nodes keep blocks under keys of `key_space`."""
+
+    routing: Routing = "cache_aware"
+    prefix_cache: bool = True
+    key_space: KeySpace = field(default_factory=KeySpace)
+
+
+class Query:
+    """Work that is to be placed, and the keys of its blocks: one chain for every KV layout, each
+    made when it is first asked for."""
+
+    def __init__(self, work: Work, options: RouterOptions) -> None:
+        request = work.request
+        self.work = work
+        self.tokens = (*request.prompt, *work.output)
+        tenant = request.tenant.encode()
+        self.session: int | None = None
+        if request.session:
+            self.session = self.affinity = hash64(b"session", tenant, request.session.encode())
+        else:
+            start = chain(b"", self.tokens[:_BEGINNING])
+            self.affinity = hash64(b"prompt", tenant, request.cache_salt.encode(), start)
+        self._options = options
+        self._keys: dict[tuple[int, int], Sequence[int]] = {}
+
+    def keys(self, layout: int, block_size: int) -> Sequence[int]:
+        """Short keys of the full blocks; none where nodes keep no blocks."""
+        if not self._options.prefix_cache:
+            return ()
+        keys = self._keys.get((layout, block_size))
+        if keys is None:
+            request = self.work.request
+            root = self._options.key_space.root(layout, request.tenant, request.cache_salt)
+            keys = short_keys(block_hashes(self.tokens, block_size, root))
+            self._keys[layout, block_size] = keys
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a query goes. `sources` have blocks that the prefill node lacks; `tokens` are what
+    the prompt costs that node, in tokens computed."""
+
+    query: Query
+    placement: Placement
+    sources: tuple[Source, ...]
+    tokens: int
+    num_cached: int
+    coverage: Coverage
+
+
+class Router:
+    """Placement of work over the members of a cell."""
+
+    def __init__(self, options: RouterOptions, members: Members, holders: Holders) -> None:
+        self.options = options
+        self.promises = Promises()
+        self._members = members
+        self._directory = holders.directory
+
+    def query(self, work: Work) -> Query:
+        return Query(work, self.options)
+
+    def route(self, query: Query, nodes: Sequence[Candidate]) -> Route | None:
+        """The nodes for this work among these, or None if there are none."""
+        typical = Costs.typical(node.snapshot for node in nodes)
+        coverage: dict[int, Coverage] = {}
+        blocks: dict[int, Blocks] = {}
+        for layout, size in {(node.layout, node.block_size) for node in nodes}:
+            keys = query.keys(layout, size)
+            if keys:
+                found = coverage[layout] = self._directory.lookup(keys)
+                blocks[layout] = self._blocks(query, keys, found, typical, size)
+        prompt = Prompt(len(query.tokens), query.session, query.affinity, blocks, typical)
+        placement = route(nodes, prompt, self.options.routing)
+        if placement is None:
+            return None
+        start = next(node for node in nodes if node.node_id == placement.prefill)
+        costs = typical.of(start.snapshot)
+        found = coverage.get(start.layout, Coverage())
+        return Route(
+            query,
+            placement,
+            self._sources(query, start, found, costs),
+            tokens=max(1, round(predict(start, prompt).work_s * costs.rate)),
+            num_cached=cached_blocks(start, prompt),
+            coverage=found,
+        )
+
+    def sent(self, route: Route, work: Work, transfer_id: int) -> None:
+        """The work is on its way, as this transfer, to where the route says."""
+        nodes, placement = self._members.nodes, route.placement
+        prefill, decode = nodes[placement.prefill], nodes[placement.decode]
+        num_seqs = len(work.indices)
+        if decode is prefill:
+            prefill.charge(transfer_id, Credit(1, route.tokens, num_seqs))
+        else:
+            prefill.charge(transfer_id, Credit(1, route.tokens))
+            decode.charge(transfer_id, Credit(seqs=num_seqs))
+        self._count(route, prefill)
+        for node in {prefill.id: prefill, decode.id: decode}.values():
+            keys = route.query.keys(node.hello.layout, node.hello.block_size)
+            if len(keys) > route.coverage.leading.get(node.id, _NOTHING).blocks:
+                self.promises.make(transfer_id, node.id, keys)
+
+    def not_sent(self, node_id: str, transfer_id: int) -> None:
+        """The order could not be delivered: no snapshot will ever show it."""
+        node = self._members.nodes.get(node_id)
+        if node is not None:
+            node.discharge(transfer_id)
+
+    def ended(self, transfer_id: int) -> None:
+        """Outputs of this work have ended, or nobody wants them."""
+        self.promises.drop(transfer_id)
+
+    def reported(self, node_id: str, events: BlockEvents) -> None:
+        """The directory has these events now."""
+        if len(self.promises):
+            self.promises.stored(node_id, unpack_short_keys(events.stored))
+
+    def lost(self, node_id: str) -> None:
+        self.promises.lost(node_id)
+
+    # -------------------------------------------------------------- inside
+    def _blocks(
+        self, query: Query, keys: Sequence[int], found: Coverage, typical: Costs, size: int
+    ) -> Blocks:
+        cached = self.promises.leading(keys)
+        coming = max(cached.values(), default=0)
+        for holder, part in found.leading.items():
+            cached[holder] = max(part.blocks, cached.get(holder, 0))
+        if self.options.routing != "cache_aware":
+            return Blocks(cached, coming=coming)
+        # One more than is ever used: any of them may be the node that asks.
+        sources = best_sources(
+            found.leading, self._epoch_of, typical, size,
+            usable=usable_blocks(len(query.tokens), size), limit=MAX_SOURCES + 1,
+        )  # fmt: skip
+        return Blocks(cached, sources, coming)
+
+    def _sources(
+        self, query: Query, node: Candidate, found: Coverage, costs: Costs
+    ) -> tuple[Source, ...]:
+        """What the node may fetch from. What it was only promised does not count as there."""
+        if not found.leading:
+            return ()
+        nodes = self._members.nodes
+        host = nodes[node.node_id].hello.host
+
+        def distance(holder: str) -> int:
+            other = nodes[holder]  # a pool has nothing else to do
+            return 2 * (other.hello.host != host) + other.serves
+
+        return best_sources(
+            found.leading, self._epoch_of, costs, node.block_size,
+            usable=usable_blocks(len(query.tokens), node.block_size),
+            cached=found.leading.get(node.node_id, _NOTHING).blocks,
+            distance=distance, key=hash64(query.work.request.request_id.encode()),
+        )  # fmt: skip
+
+    def _count(self, route: Route, node: Node) -> None:
+        """Where the prompt's tokens were found, for those who look at caches."""
+        found, size = node.found, node.hello.block_size
+        num_tokens = len(route.query.tokens)
+        found.routed_tokens += num_tokens
+        found.found_local_tokens += route.num_cached * size
+        if not route.sources:
+            return
+        source = route.sources[0]
+        end = min(source.num_blocks, usable_blocks(num_tokens, size))
+        slow_from = max(route.num_cached, source.num_blocks - source.num_slow)
+        slow = max(0, end - slow_from)
+        fast = max(0, end - route.num_cached - slow)
+        if self._members.nodes[source.holder].serves:
+            found.found_remote_tokens += fast * size
+        else:
+            found.found_dram_tokens += fast * size
+        found.found_disk_tokens += slow * size
+
+    def _epoch_of(self, holder: str) -> int:
+        return self._members.nodes[holder].epoch
