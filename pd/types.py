@@ -278,10 +278,10 @@ class NodeSnapshot:
     fetched_tokens: int = 0  # brought from elsewhere instead of computed
     fetch_s_per_block: float = 0.0  # smoothed; 0 before the first fetch
     fetch_s_per_slow_block: float = 0.0  # of blocks that a disk had to be read for
+    served_blocks: int = 0  # fetched from here so far
     # Of a pool, whose blocks above are those of its DRAM tier:
     num_disk_blocks: int = 0
     disk_blocks: int = 0
     stored_blocks: int = 0  # put here so far
-    served_blocks: int = 0  # fetched from here so far, of which
-    served_disk_blocks: int = 0  # were read from the disk
+    served_disk_blocks: int = 0  # of those fetched from here, read from the disk first
     dropped_blocks: int = 0  # lost to want of room or to a disk that failed

@@ -85,13 +85,14 @@ class PrefillPhase:
         return self.scheduler.remaining_tokens + self._unscheduled_tokens
 
     # -------------------------------------------------------------- messages
-    def start(self, message: StartPrefill, now: float) -> None:
+    def start(self, message: StartPrefill, now: float, *, fetch: bool = True) -> None:
         work, transfer_id = message.work, message.transfer_id
         if transfer_id in self._early_aborts or transfer_id in self.tasks:
             return
         tokens = (*work.request.prompt, *work.output)
         hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
-        task = PrefillTask(work, transfer_id, now, hashes, sources=list(message.sources))
+        sources = list(message.sources) if fetch else []
+        task = PrefillTask(work, transfer_id, now, hashes, sources=sources)
         self.tasks[transfer_id] = task
         self._by_request.setdefault(work.request.request_id, set()).add(transfer_id)
         self._unscheduled_tokens += task.num_tokens

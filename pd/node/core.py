@@ -61,6 +61,7 @@ class NodeLimits:
     lease_s: float = 10.0
     heartbeat_s: float = 0.5
     snapshot_s: float = 0.05  # at most one snapshot in this time
+    fetch: bool = True  # what others have cached, where that is faster than computing it
     fetch_timeout_s: float = 2.0  # without a block of a fetch, before the prompt is computed
 
 
@@ -128,7 +129,7 @@ class NodeCore:
         self._now = now
         if isinstance(message, StartPrefill):
             self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
-            self.prefill.start(message, now)
+            self.prefill.start(message, now, fetch=self.limits.fetch)
         elif isinstance(message, Reserve):
             self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
             self.decode.reserve(message, now)
@@ -167,16 +168,12 @@ class NodeCore:
     def on_transfer(self, event: TransferEvent, now: float) -> None:
         self._changed = True
         if isinstance(event, Pushed):
-            if event.ok:
-                self._num_transfers += 1
-                self._transferred_bytes += event.num_bytes
-                self._transfer_s += event.seconds
             if event.transfer_id in self.publisher:
                 self.publisher.pushed(event)
             elif event.transfer_id in self.server:
                 self.server.pushed(event)
             else:
-                self.prefill.pushed(event)
+                self._handed_over(event)
         elif isinstance(event, Arrived):
             if event.transfer_id in self.fetcher:
                 self.fetcher.arrived(event, now)
@@ -283,6 +280,7 @@ class NodeCore:
             fetched_tokens=self.fetcher.num_blocks * self.pool.block_size,
             fetch_s_per_block=self.fetcher.costs.fast,
             fetch_s_per_slow_block=self.fetcher.costs.slow,
+            served_blocks=self.server.num_blocks,
         )
 
     def check_idle(self) -> None:
@@ -322,6 +320,13 @@ class NodeCore:
     def _publish(self, keys: list[bytes], blocks: list[int]) -> None:
         if self.pool.prefix_cache:
             self.publisher.offer(keys, blocks, self._now)
+
+    def _handed_over(self, event: Pushed) -> None:
+        if event.ok:
+            self._num_transfers += 1
+            self._transferred_bytes += event.num_bytes
+            self._transfer_s += event.seconds
+        self.prefill.pushed(event)
 
     def _abort_transfer(self, sender: str, message: AbortTransfer) -> None:
         if message.transfer_id in self.publisher:

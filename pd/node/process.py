@@ -171,6 +171,7 @@ class NodeProcess:
             watermark=config.scheduler.watermark,
             lease_s=config.cluster.lease_s,
             heartbeat_s=config.cluster.heartbeat_s,
+            fetch=config.pool.fetch,
         )
         log = BlockLog()
         pool = BlockPool(

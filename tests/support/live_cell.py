@@ -148,7 +148,7 @@ class LiveCell:
             return f"no status: {error!r}"
         if not status["ready"]:
             return f"not ready: {status['reason']}"
-        if len(status["nodes"]) != self.cluster.config.cluster.num_nodes:
+        if len(status["nodes"]) != len(self.cluster.nodes):
             return f"nodes: {[row['id'] for row in status['nodes']]}"
         if status["num_requests"] or status["gateway"]["running"] or status["gateway"]["waiting"]:
             return f"requests: {status['num_requests']}, gateway: {status['gateway']}"
@@ -156,7 +156,7 @@ class LiveCell:
             for key in ("num_running", "num_waiting", "num_reserving", "waiting_tokens"):
                 if row[key]:
                     return f"{row['id']}: {key} = {row[key]}"
-            if row["free_blocks"] != row["num_blocks"]:
+            if row["role"] != "pool" and row["free_blocks"] != row["num_blocks"]:
                 return f"{row['id']}: {row['free_blocks']} of {row['num_blocks']} blocks free"
         return ""
 

@@ -1,0 +1,67 @@
+"""Which prefixes are asked for most: a bounded count over all prompts. Pure.
+
+A prompt counts once for each of its beginnings of 1, 2, 4, 8, ... blocks, so that a shared
+beginning of any length shows up at about its length. Kept are the most frequent ones by the
+Space-Saving algorithm (Metwally et al., 2005): a count may be too high by what the prefix that
+it replaced had, never too low.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Popular:
+    """A prefix of `num_blocks` blocks that ends with the block of this key."""
+
+    key: bytes
+    num_blocks: int
+    count: int
+
+
+class PopularPrefixes:
+    """At most `capacity` prefixes; counting a prompt costs the logarithm of its length, and a
+    walk over all of them when a new prefix replaces the least frequent one."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, not {capacity}")
+        self._capacity = capacity
+        self._counts: dict[bytes, Popular] = {}
+
+    def count(self, keys: Sequence[bytes]) -> None:
+        """A prompt whose full blocks have these keys was asked for."""
+        num_blocks = 1
+        while num_blocks <= len(keys):
+            key = keys[num_blocks - 1]
+            known = self._counts.get(key)
+            if known is not None:
+                known.count += 1
+            elif len(self._counts) < self._capacity:
+                self._counts[key] = Popular(key, num_blocks, 1)
+            else:
+                least = min(self._counts.values(), key=lambda each: each.count)
+                del self._counts[least.key]
+                self._counts[key] = Popular(key, num_blocks, least.count + 1)
+            num_blocks *= 2
+
+    def top(self, limit: int) -> list[Popular]:
+        """Those asked for more than once, most saved blocks first. Of beginnings of one another
+        that were asked for about as often, only the longest is worth a line; which those are is
+        told by their counts alone."""
+        ranked = sorted(
+            (each for each in self._counts.values() if each.count > 1),
+            key=lambda each: (-each.num_blocks * (each.count - 1), each.key),
+        )
+        shown: list[Popular] = []
+        for each in ranked:
+            covered = any(
+                each.num_blocks < other.num_blocks and each.count == other.count for other in shown
+            )
+            if not covered:
+                shown.append(each)
+            if len(shown) == limit:
+                break
+        return shown
