@@ -9,18 +9,23 @@ Standard library only; files are read by `pd.cli.load`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from kvstore.prefix import KeySpace
 from pd.errors import ConfigError
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
 
 Device = Literal["cpu", "cuda"]
 TransportName = Literal["shm", "zmq"]
 PrefillOrder = Literal["fcfs", "sjf", "priority"]
+Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
 GIB = 1 << 30
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"[!-+\--~]+")
 DEFAULT_KV_BYTES_CPU = GIB
 DEFAULT_TOKEN_BUDGET: Mapping[str, int] = {"cpu": 512, "cuda": 8192}
 
@@ -69,6 +74,21 @@ class CacheConfig(Section):
         0.9, "share of a GPU's memory for weights and KV together", minimum=0.05, maximum=1.0
     )
     prefix_cache: bool = option(True, "reuse the KV of prompts that begin alike")
+    share_between_tenants: bool = option(
+        False, "let tenants reuse each other's KV; then one can time what others have asked"
+    )
+    key_secret: str | None = option(
+        None,
+        "what the keys of KV blocks are derived from; set, blocks on a pool's disk are found "
+        "again when the server is started anew",
+    )
+
+    def key_space(self, cell_secret: str | None, cluster_id: int) -> KeySpace:
+        """How the keys of KV blocks begin, for every process of a cell alike."""
+        return KeySpace.of_cell(
+            self.key_secret or cell_secret, cluster_id,
+            share_between_tenants=self.share_between_tenants,
+        )  # fmt: skip
 
     def kv_bytes(self, device: Device) -> int | None:
         """Bytes of KV a node keeps, or None where the GPU's free memory decides."""
@@ -154,6 +174,11 @@ class ClusterConfig(Section):
     lease_s: float = option(
         10.0, "seconds a hand-off's blocks stay reserved without a sign of its sender", minimum=0.1
     )
+    routing: Routing = option(
+        "cache_aware",
+        "cache_aware: where the first token is predicted soonest; least_loaded: by queues alone; "
+        "round_robin: in turn; affinity: a session, or what begins alike, to one node",
+    )
     max_waiting_requests: int = option(
         512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
     )
@@ -184,6 +209,35 @@ class ClusterConfig(Section):
 
 
 @dataclass(frozen=True)
+class PoolConfig(Section):
+    """Memory for KV that outlives its requests: one pool a host, shared by all its nodes."""
+
+    name: ClassVar[str] = "pool"
+
+    pool_dram_gib: float = option(
+        1.0, "GiB of memory for the pool of a host; 0 runs none", minimum=0.0
+    )
+    pool_disk_gib: float = option(
+        0.0, "GiB of disk behind it; what lies there survives restarts", minimum=0.0
+    )
+    pool_disk_dir: str | None = option(
+        None, "directory for the pool's files, needed with pool_disk_gib"
+    )
+    fetch: bool = option(
+        True, "bring cached KV from the pool and other nodes where that beats computing it"
+    )
+
+    def check(self) -> None:
+        if self.pool_disk_gib > 0 and not self.pool_disk_dir:
+            raise ConfigError("pool.pool_disk_gib is set: say where with pool.pool_disk_dir")
+        if self.pool_disk_gib > 0 and self.pool_dram_gib == 0:
+            raise ConfigError(
+                "pool.pool_disk_gib is set but pool.pool_dram_gib is 0: "
+                "the disk is read through the pool's memory, give it some"
+            )
+
+
+@dataclass(frozen=True)
 class TransferConfig(Section):
     """How KV blocks move from a prefill node to a decode node."""
 
@@ -210,6 +264,9 @@ class GatewayConfig(Section):
     api_key: str | None = option(
         None, "clients must send it as a bearer token; not set, any client is served"
     )
+    api_keys: tuple[str, ...] = option(
+        (), "keys of tenants, as NAME=KEY; what one tenant asks is not cached for another"
+    )
     served_model_name: str | None = option(
         None, "the model's name in the API; not set, the last part of its directory"
     )
@@ -227,9 +284,31 @@ class GatewayConfig(Section):
         10.0, "seconds that running requests may still take when the server stops", minimum=0.0
     )
 
+    def check(self) -> None:
+        self.tenants()
+
+    def tenants(self) -> dict[str, str]:
+        """The tenant behind every API key; empty where none is asked for."""
+        tenants = {} if self.api_key is None else {self.api_key: ""}
+        for number, word in enumerate(self.api_keys, 1):
+            name, _, key = word.partition("=")
+            if not (_TENANT.fullmatch(name) and _KEY.fullmatch(key)):
+                raise ConfigError(
+                    f"gateway.api_keys, entry {number}: write NAME=KEY, a name of letters, digits, "
+                    "'.', '_' and '-' and a key of printable ASCII without spaces or commas"
+                )
+            if key in tenants or name in tenants.values():
+                raise ConfigError(
+                    f"gateway.api_keys, entry {number}: tenant '{name}' has a name or a key "
+                    "that was given before; each needs its own"
+                )
+            tenants[key] = name
+        return tenants
+
 
 SECTIONS: tuple[type[Section], ...] = (
-    ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, TransferConfig, GatewayConfig,
+    ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, PoolConfig, TransferConfig,
+    GatewayConfig,
 )  # fmt: skip
 
 
@@ -241,6 +320,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
 

@@ -2,7 +2,7 @@
 
 A section is a frozen dataclass derived from `Section`, each field made with `option()`. From
 the same description come the checks of a YAML file, the command line's flags and their help.
-Values are bool, int, float, str, one of a few words (`Literal`), a tuple of such words, or
+Values are bool, int, float, str, one of a few words (`Literal`), a tuple of such words or any, or
 `X | None`. A number that may be None is chosen at start-up, and None is written `auto`; a
 string that may be None is simply not set.
 """
@@ -49,6 +49,8 @@ class Option:
 
     def allowed(self) -> str:
         """What may be written here, for an error or a help text."""
+        if self.many and not self.choices:
+            return "a list of words, or of NAME=VALUE as a mapping"
         if self.many:
             return "a list of " + ", ".join(self.choices)
         if self.choices:
@@ -91,7 +93,8 @@ class Option:
     def parse(self, text: str) -> Any:
         """The value of a command-line flag; ConfigError if the text is not one."""
         if self.many:
-            return self.check([word.strip() for word in text.split(",")])
+            words = text.split(",") if text else []
+            return self.check([word.strip() for word in words])
         if self.kind in (int, float) and not (self.nullable and text == AUTO):
             try:
                 return self.check(self.kind(text))
@@ -100,6 +103,8 @@ class Option:
         return self.check(text)
 
     def _check_many(self, value: object) -> tuple[str, ...]:
+        if not self.choices:
+            return self._check_words(value)
         if not isinstance(value, (list, tuple)) or not value:
             raise self._error(value)
         for item in value:
@@ -107,6 +112,22 @@ class Option:
                 raise self._error(value, _nearest(str(item), self.choices))
         if len(set(value)) != len(value):
             raise ConfigError(f"{self.path} = {list(value)!r} repeats a name; give each once")
+        return tuple(value)
+
+    def _check_words(self, value: object) -> tuple[str, ...]:
+        """A flag has them separated by commas."""
+        if isinstance(value, Mapping):
+            value = [
+                f"{name}={each}" if type(each) is str else each for name, each in value.items()
+            ]
+        if not isinstance(value, (list, tuple)):
+            raise self._error(value)
+        for number, word in enumerate(value, 1):
+            if type(word) is not str or not word or "," in word or word != word.strip():
+                raise ConfigError(
+                    f"{self.path}, entry {number}: must be a string that is not empty, without "
+                    "commas and without spaces around it"
+                )
         return tuple(value)
 
     def _check_range(self, value: Any) -> None:

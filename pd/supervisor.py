@@ -17,6 +17,7 @@ from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.coordinator_runner import EPOCH, CoordinatorRunner
 from pd.mailbox import Mailbox
 from pd.messages import COORDINATOR, CellStatus
+from pd.router import RouterOptions
 from pd.types import Peer
 
 log = logging.getLogger(__name__)
@@ -40,18 +41,23 @@ class CoordinatorActor:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s coordinator %(levelname)s %(message)s"
         )
-        cluster = launch.config.cluster
+        config, cluster = launch.config, launch.config.cluster
         self._mailbox = Mailbox(
             COORDINATOR,
             launch.cluster_id,
             bind=f"tcp://{cluster.bind}:*",
             secret=launch.secret,
-            max_message_bytes=launch.config.transfer.max_message_bytes,
+            max_message_bytes=config.transfer.max_message_bytes,
         )
         limits = CoordinatorLimits(
             max_waiting_requests=cluster.max_waiting_requests,
             node_timeout_s=cluster.node_timeout_s,
             recovery_timeout_s=cluster.recovery_timeout_s,
+            router=RouterOptions(
+                cluster.routing,
+                config.cache.prefix_cache,
+                config.cache.key_space(launch.secret, launch.cluster_id),
+            ),
         )
         self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
         self._handles: dict[str, ActorHandle] = {}

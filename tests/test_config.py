@@ -21,6 +21,12 @@ from pd.schema import Option, options_of
 def values_of(option: Option) -> st.SearchStrategy[Any]:
     """Every value an option takes, within what a float or an int of its range can be."""
     values: st.SearchStrategy[Any]
+    if option.key == "api_keys":
+        names = st.from_regex(r"[A-Za-z0-9._-]{1,9}", fullmatch=True)
+        keys = st.from_regex(r"key-[a-zA-Z0-9=:;]{0,9}", fullmatch=True)
+        return st.lists(
+            st.tuples(names, keys), max_size=3, unique_by=(lambda x: x[0], lambda x: x[1])
+        ).map(lambda pairs: tuple(f"{name}={key}" for name, key in pairs))
     if option.many:
         values = st.lists(st.sampled_from(option.choices), min_size=1, unique=True).map(tuple)
     elif option.choices:
@@ -45,7 +51,10 @@ def configs(draw: st.DrawFn) -> Config:
     try:
         return Config.from_dict(**values)
     except ConfigError:  # options that exclude each other: a case of its own below
-        for key in ("prefill", "decode", "heartbeat_s", "node_timeout_s", "lease_s"):
+        for key in (
+            "prefill", "decode", "heartbeat_s", "node_timeout_s", "lease_s", "pool_dram_gib",
+            "pool_disk_gib", "api_key", "api_keys",
+        ):  # fmt: skip
             values.pop(key, None)
         return Config.from_dict(**values)
 
@@ -108,6 +117,18 @@ def test_any_value_is_taken_or_refused_by_name(key: str, value: object) -> None:
         ({}, {"lease_s": float("inf")}, ["cluster.lease_s", "inf"]),
         ({}, {"aging_s": -1}, ["scheduler.aging_s", "at least 0"]),
         ({}, {"api_key": 12}, ["gateway.api_key", "a string"]),
+        ({}, {"api_keys": "a=b"}, ["gateway.api_keys", "a list of words", "mapping"]),
+        ({}, {"api_keys": ["a=b", ""]}, ["gateway.api_keys, entry 2"]),
+        ({}, {"api_keys": ["secret"]}, ["gateway.api_keys, entry 1", "NAME=KEY"]),
+        ({}, {"api_keys": ["a="]}, ["gateway.api_keys, entry 1", "NAME=KEY"]),
+        ({}, {"api_keys": ["a b=c"]}, ["gateway.api_keys, entry 1", "NAME=KEY"]),
+        ({}, {"api_keys": ["a=x y"]}, ["gateway.api_keys, entry 1", "NAME=KEY"]),
+        ({}, {"api_keys": ["a=x,y"]}, ["gateway.api_keys, entry 1", "commas"]),
+        ({}, {"api_keys": {"a": "k", "b": 7}}, ["gateway.api_keys, entry 2"]),
+        ({}, {"api_keys": ["a=k", "a=m"]}, ["entry 2", "tenant 'a'", "given before"]),
+        ({}, {"api_keys": ["a=k", "b=k"]}, ["entry 2", "tenant 'b'", "given before"]),
+        ({}, {"api_keys": ["a=k"], "api_key": "k"}, ["entry 1", "given before"]),
+        ({}, {"routing": "cache-aware"}, ["cluster.routing", "did you mean 'cache_aware'"]),
         ({}, {"model": " "}, ["model.model"]),
         ({}, {"transports": []}, ["transfer.transports", "list of shm, zmq"]),
         ({}, {"transports": "shm"}, ["transfer.transports"]),
@@ -149,6 +170,34 @@ def test_mixed_alone_means_mixed_only() -> None:
     assert (hybrid.prefill, hybrid.decode, hybrid.mixed, hybrid.num_nodes) == (1, 2, 1, 4)
 
 
+def test_keys_of_tenants_are_a_list_or_a_mapping() -> None:
+    listed = Config.from_dict({"gateway": {"api_keys": ["alice=k1", "bob=k=2"], "api_key": "k0"}})
+    mapped = Config.from_dict(
+        {"gateway": {"api_keys": {"alice": "k1", "bob": "k=2"}}}, api_key="k0"
+    )
+    assert listed == mapped
+    assert listed.gateway.tenants() == {"k0": "", "k1": "alice", "k=2": "bob"}
+    assert OPTIONS["api_keys"].parse("alice=k1, bob=k=2") == listed.gateway.api_keys
+    assert Config().gateway.tenants() == {}
+
+
+def test_no_key_is_shown_by_an_error() -> None:
+    for wrong in (["s3cret"], ["a b=s3cret"], ["a=s3cret", "a=s3cret"]):
+        with pytest.raises(ConfigError) as caught:
+            Config.from_dict(api_keys=wrong)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_all_processes_of_a_cell_have_one_key_space() -> None:
+    cache = CacheConfig()
+    assert cache.key_space("cell secret", 1) == cache.key_space("cell secret", 2)
+    assert cache.key_space(None, 1) != cache.key_space(None, 2)
+    lasting = CacheConfig(key_secret="kept")
+    assert lasting.key_space("one start", 1) == lasting.key_space("the next", 2)
+    assert not lasting.key_space(None, 1).share_between_tenants
+    assert CacheConfig(share_between_tenants=True).key_space(None, 1).share_between_tenants
+
+
 def test_auto_is_decided_by_the_device() -> None:
     assert SchedulerConfig().token_budget("cpu") < SchedulerConfig().token_budget("cuda")
     assert SchedulerConfig(max_num_batched_tokens=7).token_budget("cuda") == 7
@@ -171,6 +220,10 @@ def test_every_option_says_what_it_does() -> None:
 
 # Options that are read through a method of their section.
 READ_THROUGH = {
+    "api_key": "tenants",
+    "api_keys": "tenants",
+    "key_secret": "key_space",
+    "share_between_tenants": "key_space",
     "kv_cache_gib": "kv_bytes",
     "threads_per_node": "threads",
     "max_num_batched_tokens": "token_budget",

@@ -51,7 +51,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
     default = option.written(option.default)
-    shown = "" if default == "nothing" else f" (default: {default})"
+    shown = "" if default in ("nothing", "") else f" (default: {default})"
     kwargs: dict[str, Any] = {
         "dest": option.key,
         "default": argparse.SUPPRESS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ class Conversation:
 
     def reset(self) -> None:
         self.messages = list(self._first)
+        self._session_id = secrets.token_hex(8)
 
     def say(self, text: str) -> None:
         """Send a message and print the answer as it comes.
@@ -77,7 +79,9 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         answer: list[str] = []
         try:
-            with self._client.stream_chat(self.messages, **self._params) as stream:
+            with self._client.stream_chat(
+                self.messages, session_id=self._session_id, **self._params
+            ) as stream:
                 for delta in stream:
                     answer.append(delta.text)
                     print(delta.text, end="", flush=True)

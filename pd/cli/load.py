@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd.config import SECTIONS, Config
+from pd.config import OPTIONS, SECTIONS, Config
 from pd.errors import ConfigError, ModelError
 from pd.schema import options_of
 
@@ -77,12 +77,15 @@ def check_model_dir(directory: Path, known: list[str]) -> None:
         raise ModelError(f"{directory} is not a Hugging Face model: it has no config.json")
 
 
-def with_api_key_from_environment(config: Config) -> Config:
-    """PD_API_KEY where no key is configured: a flag is seen by everyone who lists processes."""
-    key = os.environ.get("PD_API_KEY")
-    if config.gateway.api_key is not None or not key:
-        return config
-    gateway = dataclasses.replace(config.gateway, api_key=key)
+def with_api_keys_from_environment(config: Config) -> Config:
+    """PD_API_KEY and PD_API_KEYS (NAME=KEY,...) where no such keys are configured: a flag is seen
+    by everyone who lists processes."""
+    gateway = config.gateway
+    one, several = os.environ.get("PD_API_KEY"), os.environ.get("PD_API_KEYS")
+    if one and gateway.api_key is None:
+        gateway = dataclasses.replace(gateway, api_key=one)
+    if several and not gateway.api_keys:
+        gateway = dataclasses.replace(gateway, api_keys=OPTIONS["api_keys"].parse(several))
     return dataclasses.replace(config, gateway=gateway)
 
 

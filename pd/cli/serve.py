@@ -14,7 +14,7 @@ from pd.cli.load import (
     dump_config,
     load_config,
     resolve_model,
-    with_api_key_from_environment,
+    with_api_keys_from_environment,
 )
 from pd.config import Config
 from pd.errors import ConfigError
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         sys.stdout.write(dump_config(config))
         return 0
-    config = with_api_key_from_environment(config)
+    config = with_api_keys_from_environment(config)
     return serve(config)
 
 
@@ -109,7 +109,7 @@ def _greet(url: str, config: Config) -> None:
     cluster, gateway = config.cluster, config.gateway
     pools = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed}
     nodes = ", ".join(f"{count} {role}" for role, count in pools.items() if count)
-    key = "" if gateway.api_key is None else ' -H "Authorization: Bearer $PD_API_KEY"'
+    key = "" if not gateway.tenants() else ' -H "Authorization: Bearer $PD_API_KEY"'
     body = json.dumps(
         {"model": gateway.served_model_name, "prompt": "The capital of France is", "max_tokens": 16}
     )

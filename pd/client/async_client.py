@@ -86,12 +86,14 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         model: str | None = None,
+        session_id: str | None = None,
+        cache_salt: str | None = None,
         timeout_s: float | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.model = model
+        self._defaults = calls.given(model=model, session_id=session_id, cache_salt=cache_salt)
         self._timeouts = timeouts = timeouts.within(timeout_s)
         self._retries = calls.Retries(max_retries)
         self._http = httpx.AsyncClient(
@@ -107,21 +109,21 @@ class AsyncClient:
 
     async def generate(self, prompt: Prompt, **params: Any) -> Completion:
         """The whole answer to a prompt, to token ids, or to a list of either."""
-        body = calls.completion_body(prompt, self.model, params)
+        body = calls.completion_body(prompt, self._defaults, params)
         return await self._whole(calls.COMPLETIONS, body)
 
     async def chat(self, messages: Messages, **params: Any) -> Completion:
         """The whole answer to a conversation, or to one message of a user."""
-        return await self._whole(calls.CHAT, calls.chat_body(messages, self.model, params))
+        return await self._whole(calls.CHAT, calls.chat_body(messages, self._defaults, params))
 
     async def stream(self, prompt: Prompt, **params: Any) -> AsyncStream:
         """As `generate`, token by token. Returns when the first is there."""
-        body = calls.completion_body(prompt, self.model, {**params, "stream": True})
+        body = calls.completion_body(prompt, self._defaults, {**params, "stream": True})
         return AsyncStream(*await self._send("POST", calls.COMPLETIONS, body))
 
     async def stream_chat(self, messages: Messages, **params: Any) -> AsyncStream:
         """As `chat`, token by token. Returns when the first is there."""
-        body = calls.chat_body(messages, self.model, {**params, "stream": True})
+        body = calls.chat_body(messages, self._defaults, {**params, "stream": True})
         return AsyncStream(*await self._send("POST", calls.CHAT, body))
 
     async def models(self) -> list[str]:

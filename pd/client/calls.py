@@ -76,21 +76,26 @@ class Retries:
         return backoff_s if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout) else None
 
 
-def completion_body(prompt: Prompt, model: str | None, params: Mapping[str, Any]) -> bytes:
-    return _body({"prompt": prompt}, model, params)
+def given(**fields: Any) -> dict[str, Any]:
+    """Those that are not None: what every request of a client has, unless it says otherwise."""
+    return {key: value for key, value in fields.items() if value is not None}
 
 
-def chat_body(messages: Messages, model: str | None, params: Mapping[str, Any]) -> bytes:
+def completion_body(
+    prompt: Prompt, defaults: Mapping[str, Any], params: Mapping[str, Any]
+) -> bytes:
+    return _body({"prompt": prompt}, defaults, params)
+
+
+def chat_body(messages: Messages, defaults: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:
     """A plain string is one message of the user."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    return _body({"messages": list(messages)}, model, params)
+    return _body({"messages": list(messages)}, defaults, params)
 
 
-def _body(content: dict[str, Any], model: str | None, params: Mapping[str, Any]) -> bytes:
-    body = {**content, "include_pd_metrics": True, **params}
-    if model is not None:
-        body.setdefault("model", model)
+def _body(content: dict[str, Any], defaults: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:
+    body = {**content, "include_pd_metrics": True, **defaults, **params}
     if body.get("stream"):
         body.setdefault("stream_options", {"include_usage": True})
     try:

@@ -74,8 +74,10 @@ class Client:
         with Client("http://127.0.0.1:8000") as client:
             print(client.generate("Once upon a time", max_tokens=32).text)
 
-    Sampling parameters are those of the HTTP API, given by name. `timeout_s` bounds a whole
-    call, `timeouts` its parts. Raises `pd.errors.ClientError`
+    Sampling parameters are those of the HTTP API, given by name; so are `model`, `session_id`
+    (requests of one are served where its KV lies) and `cache_salt` (only requests of one share
+    cached KV), which can be given for all calls here. `timeout_s` bounds a whole call, `timeouts`
+    its parts. Raises `pd.errors.ClientError`
     and what is below it. `max_retries` applies to connections refused and to 429 and 503, whose
     Retry-After is honoured; never once a token has arrived.
     """
@@ -86,12 +88,14 @@ class Client:
         *,
         api_key: str | None = None,
         model: str | None = None,
+        session_id: str | None = None,
+        cache_salt: str | None = None,
         timeout_s: float | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.model = model
+        self._defaults = calls.given(model=model, session_id=session_id, cache_salt=cache_salt)
         self._timeouts = timeouts = timeouts.within(timeout_s)
         self._retries = calls.Retries(max_retries)
         self._http = httpx.Client(
@@ -107,21 +111,21 @@ class Client:
 
     def generate(self, prompt: Prompt, **params: Any) -> Completion:
         """The whole answer to a prompt, to token ids, or to a list of either."""
-        body = calls.completion_body(prompt, self.model, params)
+        body = calls.completion_body(prompt, self._defaults, params)
         return self._whole(calls.COMPLETIONS, body)
 
     def chat(self, messages: Messages, **params: Any) -> Completion:
         """The whole answer to a conversation, or to one message of a user."""
-        return self._whole(calls.CHAT, calls.chat_body(messages, self.model, params))
+        return self._whole(calls.CHAT, calls.chat_body(messages, self._defaults, params))
 
     def stream(self, prompt: Prompt, **params: Any) -> Stream:
         """As `generate`, token by token. Returns when the first is there."""
-        body = calls.completion_body(prompt, self.model, {**params, "stream": True})
+        body = calls.completion_body(prompt, self._defaults, {**params, "stream": True})
         return self._stream(calls.COMPLETIONS, body)
 
     def stream_chat(self, messages: Messages, **params: Any) -> Stream:
         """As `chat`, token by token. Returns when the first is there."""
-        body = calls.chat_body(messages, self.model, {**params, "stream": True})
+        body = calls.chat_body(messages, self._defaults, {**params, "stream": True})
         return self._stream(calls.CHAT, body)
 
     def models(self) -> list[str]:

@@ -113,7 +113,7 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
         gateway_id=launch.gateway_id,
         host=gateway.host,
         port=launch.port,
-        api_key=gateway.api_key,
+        api_keys=gateway.tenants(),
         limits=Limits(
             max_body_bytes=gateway.max_body_bytes,
             max_model_len=config.model.max_model_len,

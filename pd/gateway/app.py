@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -19,13 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pd.errors import RequestError
 from pd.gateway.chat import ChatCompletion, prepare_chat
 from pd.gateway.completions import Completion, prepare_completion
-from pd.gateway.endpoint import GenerationEndpoint
+from pd.gateway.endpoint import TENANT, GenerationEndpoint
 from pd.gateway.http import send_error
 from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.ops_routes import OpsRoutes, error_response
 from pd.gateway.served import ServedModel
+from pd.gateway.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +66,19 @@ class FrontDoor:
 
     endpoints: Mapping[str, ASGIApp]  # POST, by path
     others: ASGIApp
-    api_key: str | None
+    tenants: Tenants
     metrics: GatewayMetrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         counted = CountedSend(send, self.metrics.responses)
-        if scope["path"].startswith("/v1") and not self._allowed(scope):
-            await send_error(counted, _WRONG_KEY)
-            return
+        if scope["path"].startswith("/v1"):
+            tenant = self.tenants.of(Headers(scope=scope).get("authorization", ""))
+            if tenant is None:
+                await send_error(counted, _WRONG_KEY)
+                return
+            scope[TENANT] = tenant
         app = self.endpoints.get(scope["path"]) if scope["method"] == "POST" else None
         try:
             await (app or self.others)(scope, receive, counted)
@@ -85,21 +88,13 @@ class FrontDoor:
                 raise
             await send_error(counted, _BUG)
 
-    def _allowed(self, scope: Scope) -> bool:
-        if self.api_key is None:
-            return True
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # compare_digest takes as long for a near miss as for a far one.
-        same = hmac.compare_digest(given.strip().encode(), self.api_key.encode())
-        return scheme.lower() == "bearer" and same
-
 
 def build_app(
     model: ServedModel,
     link: CellLink,
     limits: Limits,
     *,
-    api_key: str | None = None,
+    tenants: Tenants,
     write_timeout_s: float = 60.0,
 ) -> FrontDoor:
     """Everything that answers HTTP, over a link that was started."""
@@ -118,7 +113,7 @@ def build_app(
         exception_handlers={RequestError: _request_error, HTTPException: _http_error},
     )
     others.router.redirect_slashes = False
-    return FrontDoor(endpoints, others, api_key, link.metrics)
+    return FrontDoor(endpoints, others, tenants, link.metrics)
 
 
 async def _request_error(request: Request, error: Exception) -> Response:

@@ -67,4 +67,6 @@ async def prepare_chat(
         options=options,
         slo=validate.slo(body, headers),
         priority=validate.priority(body),
+        cache_salt=validate.cache_salt(body, limits),
+        session=validate.session(body, headers, limits),
     )

@@ -79,6 +79,8 @@ async def prepare_completion(
         options=options,
         slo=validate.slo(body, headers),
         priority=validate.priority(body),
+        cache_salt=validate.cache_salt(body, limits),
+        session=validate.session(body, headers, limits),
         echoes=[text or "" for text in texts],
     )
 

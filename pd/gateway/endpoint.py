@@ -16,6 +16,8 @@ from pd.gateway.served import ServedModel
 from pd.gateway.stream import ClientGoneError, TokenStream
 from pd.gateway.writer import BodyWriter
 
+TENANT = "pd.tenant"  # key of an ASGI scope: whose request it is
+
 Prepare = Callable[[bytes, Mapping[str, str], ServedModel, Limits, int], Awaitable[Prepared]]
 
 
@@ -53,7 +55,8 @@ class GenerationEndpoint:
             prepared = await self._prepare(
                 data, headers_of(scope), self._model, self._limits, self._model_len()
             )
-            generation = self._generation(self._model, self._link, prepared)
+            tenant = scope.get(TENANT, "")
+            generation = self._generation(self._model, self._link, prepared, tenant)
             stream = self._link.submit(generation.requests)
             await self._answer(generation, stream, scope, receive, send)
         except RequestError as error:

@@ -38,6 +38,8 @@ class Prepared:
     options: OutputOptions
     slo: SLO
     priority: int
+    cache_salt: str = ""
+    session: str = ""
     echoes: list[str] = field(default_factory=list)
 
 
@@ -63,7 +65,9 @@ class Generation(ABC):
     id_prefix: str
     object_name: str
 
-    def __init__(self, model: ServedModel, link: CellLink, prepared: Prepared) -> None:
+    def __init__(
+        self, model: ServedModel, link: CellLink, prepared: Prepared, tenant: str = ""
+    ) -> None:
         self.model = model
         self.options = prepared.options
         self.echoes = prepared.echoes
@@ -79,8 +83,11 @@ class Generation(ABC):
                 params=params,
                 eos_token_ids=model.eos_ids,
                 arrival_s=now,
+                tenant=tenant,
                 priority=prepared.priority,
                 slo=prepared.slo,
+                cache_salt=prepared.cache_salt,
+                session=prepared.session,
             )
             for number, (prompt, params) in enumerate(
                 zip(prepared.prompts, prepared.params, strict=True)

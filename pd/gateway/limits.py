@@ -20,3 +20,5 @@ class Limits:
     max_stop_length: int = 256  # characters
     max_logprobs: int = 20
     max_logit_bias: int = 1024
+    max_cache_salt_length: int = 256  # characters
+    max_session_length: int = 256  # characters

@@ -51,6 +51,8 @@ class GenerationBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # Scheduling and extras of this server
     priority: int | None = None
     slo: SLOTargets | None = None
+    cache_salt: str | None = None
+    session_id: str | None = None
     return_token_ids: bool | None = None
     include_pd_metrics: bool | None = None
     # Accepted because they ask for nothing

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pd.gateway.link import CellLink
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.served import ServedModel
 from pd.gateway.stream import StreamFailedError
+from pd.gateway.tenants import Tenants
 from pd.gateway.writer import ABORT
 from pd.types import Peer
 
@@ -38,7 +39,7 @@ class GatewayOptions:
     gateway_id: str = "gateway-0"
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    api_keys: Mapping[str, str] = field(default_factory=dict)  # to tenants; none, all are served
     limits: Limits = field(default_factory=Limits)
     link: LinkOptions = field(default_factory=LinkOptions)
     drain_s: float = 10.0  # at shutdown, how long running requests may still take
@@ -60,8 +61,7 @@ class GatewayServer:
         model: ServedModel | None = None,
     ) -> None:
         """Bind the port at once (ConfigError if that fails) and load the tokenizer."""
-        if options.api_key == "":
-            raise ConfigError("the API key is empty: set one, or none at all")
+        tenants = Tenants(options.api_keys)
         self.options = options
         self.model = model or ServedModel.load(options.model_dir, options.model_name)
         self._socket = _bind(options.host, options.port)
@@ -70,7 +70,7 @@ class GatewayServer:
         self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
         app = build_app(
             self.model, self.link, options.limits,
-            api_key=options.api_key, write_timeout_s=options.write_timeout_s,
+            tenants=tenants, write_timeout_s=options.write_timeout_s,
         )  # fmt: skip
         self._server = _Server(
             uvicorn.Config(

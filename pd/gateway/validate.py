@@ -200,6 +200,19 @@ def priority(body: GenerationBody) -> int:
     return _within("priority", body.priority, 0, -(1 << 31), (1 << 31) - 1)
 
 
+def cache_salt(body: GenerationBody, limits: Limits) -> str:
+    """Only prompts of the same salt (and tenant) share cached KV; '' is a salt, too."""
+    return _name("cache_salt", body.cache_salt, limits.max_cache_salt_length)
+
+
+def session(body: GenerationBody, headers: Mapping[str, str], limits: Limits) -> str:
+    """What the request belongs to, from the body or else from the header; '' for nothing."""
+    param, value = "session_id", body.session_id
+    if value is None:
+        param, value = "x-session-id", headers.get("x-session-id")
+    return _name(param, value, limits.max_session_length)
+
+
 def chat_messages(body: ChatBody, limits: Limits) -> list[dict[str, Any]]:
     """Messages as chat templates take them: a role and a string."""
     if not body.messages:
@@ -305,6 +318,17 @@ def _logit_bias(bias: dict[str, float] | None, limits: Limits, vocab_size: int) 
 def check_token_ids(ids: tuple[int, ...] | list[int], field: str, vocab_size: int) -> None:
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise RequestError(f"'{field}' holds a token id outside 0 to {vocab_size - 1}", param=field)
+
+
+def _name(field: str, value: str | None, max_length: int) -> str:
+    if value is None:
+        return ""
+    if not 0 < len(value) <= max_length:
+        raise RequestError(
+            f"'{field}' must have 1 to {max_length} characters, not {len(value)}",
+            param=field, code="invalid_value",
+        )  # fmt: skip
+    return value
 
 
 def _within(

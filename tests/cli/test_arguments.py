@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd.cli.load import dump_config, load_config
+from pd.cli.load import dump_config, load_config, with_api_keys_from_environment
 from pd.cli.main import main
 from pd.config import OPTIONS, Config
 from pd.errors import ConfigError
@@ -181,3 +181,15 @@ def test_help_mentions_every_flag(capsys: Captured) -> None:
     text = capsys.readouterr().out
     for option in OPTIONS.values():
         assert option.flag in text or f"--[no-]{option.flag[2:]}" in text
+
+
+def test_keys_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_API_KEY", "k0")
+    monkeypatch.setenv("PD_API_KEYS", "alice=k1, bob=k2")
+    given = with_api_keys_from_environment(Config())
+    assert given.gateway.tenants() == {"k0": "", "k1": "alice", "k2": "bob"}
+    configured = Config.from_dict(api_key="own", api_keys=["carol=k3"])
+    assert with_api_keys_from_environment(configured) == configured
+    monkeypatch.setenv("PD_API_KEYS", "alice")
+    with pytest.raises(ConfigError, match="NAME=KEY"):
+        with_api_keys_from_environment(Config())

@@ -93,6 +93,13 @@ def test_chat_commands(server: Front, capsys: Captured, monkeypatch: pytest.Monk
     assert "unknown command /nonsense" in captured.err
 
 
+def test_a_conversation_is_a_session(server: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(server.cell.works)
+    assert chat(server, "one\ntwo\n/reset\nthree\n", monkeypatch) == 0
+    one, two, three = (work.request.session for work in server.cell.works[before:])
+    assert one == two != three and one and three
+
+
 def test_chat_survives_a_refusal(
     server: Front, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,15 @@ def test_the_model_may_be_set_once(make: Make, front: Front) -> None:
             client.generate("hi")
 
 
+def test_session_and_salt_may_be_set_once_or_by_call(make: Make, front: Front) -> None:
+    with make(front.url, session_id="s", cache_salt="x") as client:
+        client.generate("hi")
+        client.chat("hi", session_id="t")
+        list(client.stream("hi", cache_salt=None))
+    asked = [(work.request.session, work.request.cache_salt) for work in front.cell.works]
+    assert asked == [("s", "x"), ("t", "x"), ("s", "")]
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_refusal_is_retried_after_the_time_told(client: Any, front: Front, status: int) -> None:
     front.cell.reject = reject_with(status, times=1, retry_after_s=0.4)

@@ -114,6 +114,14 @@ TABLE: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {**P, "logit_bias": {"٣": 1}}, 400, "logit_bias", "token ids"),
     (COMPLETIONS, {**P, "logit_bias": {"1": 101}}, 400, "logit_bias", "at most 100"),
     (COMPLETIONS, {**P, "slo": {"ttft_ms": 0}}, 400, "slo.ttft_ms", "more than 0"),
+    (COMPLETIONS, {**P, "cache_salt": ""}, 400, "cache_salt", "1 to 256 characters"),
+    (COMPLETIONS, {**P, "cache_salt": "x" * 257}, 400, "cache_salt", "not 257"),
+    (COMPLETIONS, {**P, "cache_salt": 7}, 400, "cache_salt", "expected str"),
+    (CHAT, {**M, "cache_salt": ["x"]}, 400, "cache_salt", "expected str"),
+    (COMPLETIONS, {**P, "session_id": ""}, 400, "session_id", "1 to 256 characters"),
+    (CHAT, {**M, "session_id": "x" * 257}, 400, "session_id", "not 257"),
+    (CHAT, {**M, "session_id": {}}, 400, "session_id", "expected str"),
+    (COMPLETIONS, {**P, "sessionid": "x"}, 400, "sessionid", "did you mean 'session_id'"),
     (COMPLETIONS, {**P, "slo": {"ttft": 1}}, 400, "slo.ttft", "did you mean 'ttft_ms'"),
 ]  # fmt: skip
 

@@ -82,7 +82,7 @@ def test_metrics_count_what_happened(text_model_dir: Path) -> None:
 
 
 def test_the_key_guards_v1_only(text_model_dir: Path) -> None:
-    with serving(text_model_dir, api_key="s3cret") as front:
+    with serving(text_model_dir, api_keys={"s3cret": ""}) as front:
         for path in ("/health", "/ready", "/metrics"):
             assert front.http.get(path).status_code == 200
         for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": "s3cret"},
