@@ -31,8 +31,9 @@ class Offer:
 
 
 class Publisher:
-    """The puts of one node. At most `max_blocks` are held for them at a time: what is offered
-    beyond that is not put (`num_skipped`), and computed again if it is ever evicted here."""
+    """The puts of one node. At most `max_blocks` are held for them at a time: of what is offered
+    beyond that only the beginning is put, and the rest (`num_skipped`) is computed again if it is
+    ever evicted here."""
 
     def __init__(
         self,
@@ -67,18 +68,19 @@ class Publisher:
 
     def offer(self, keys: Seq[bytes], blocks: Seq[int], now: float) -> None:
         """Put these blocks, which somebody holds and whose content is complete."""
-        if self._target is None or not keys:
+        if self._target is None:
             return
-        if self._num_held + len(keys) > self._max_blocks:
-            self.num_skipped += len(keys)
+        count = min(len(keys), self._max_blocks - self._num_held)
+        self.num_skipped += len(keys) - count
+        if not count:
             return
-        held = list(blocks[: len(keys)])
+        held = list(blocks[:count])
         self._pool.hold(held)
         self._num_held += len(held)
         transfer_id = self._new_id()
         outgoing = OutgoingTransfer(transfer_id, *self._target)
         self._offers[transfer_id] = Offer(outgoing, held, now + self._timeout_s)
-        put = Put(transfer_id, self.epoch, pack_keys(keys))
+        put = Put(transfer_id, self.epoch, pack_keys(keys[:count]))
         self._outbox.send(outgoing.receiver, put)
 
     def granted(self, sender: str, message: PutGranted) -> None:

@@ -114,7 +114,8 @@ def main() -> None:
     )  # fmt: skip
     print(f"answers identical in all settings: {identical}")
     write_json(args.json, {
-        **environment(), "options": {k: v for k, v in vars(args).items() if k != "json"},
+        "environment": environment(),
+        "options": {key: value for key, value in vars(args).items() if key != "json"},
         "identical": identical, "rows": rows,
     })  # fmt: skip
 

@@ -139,7 +139,8 @@ class CancelSoak:
         for row in status["nodes"]:
             held = row["num_blocks"] - row["free_blocks"]
             work = row["num_running"] + row["num_waiting"] + row["num_reserving"]
-            counts[f"{row['id']} held blocks"] = held
+            if row["role"] != "pool":  # a pool is there to keep blocks
+                counts[f"{row['id']} held blocks"] = held
             counts[f"{row['id']} sequences"] = work + row["waiting_tokens"]
         for name, pid in self.pids().items():
             process = psutil.Process(pid)
