@@ -36,7 +36,7 @@ from pd.messages import (
     UsePool,
 )
 from pd.outbox import Effect, Outbox
-from pd.policies.admit import admit
+from pd.policies.admit import Overload, admit
 from pd.policies.candidate import Candidate, Placement
 from pd.policies.fit import fits, never_fits
 from pd.router import Query, Route, Router, RouterOptions
@@ -170,14 +170,11 @@ class Coordinator:
             else:
                 self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
             return
-        if not work.attempt:
-            overload = admit(
-                self._num_waiting(), self.limits.max_waiting_requests, self._shortest_wait_s()
-            )
-            if overload is not None:
-                self._reject(work, 429, overload.message, overload.retry_after_s)
-                return
-        self._place(work, route)
+        overload = None if work.attempt else self._overload()
+        if overload is not None:
+            self._reject(work, 429, overload.message, overload.retry_after_s)
+        else:
+            self._place(work, route)
 
     def _place(self, work: Work, route: Route) -> None:
         request, placement = work.request, route.placement
@@ -317,9 +314,12 @@ class Coordinator:
         prompts = sum(node.candidate().num_prompts for node in self.members.serving)
         return prompts + len(self._parked)
 
-    def _shortest_wait_s(self) -> float:
-        waits = [c.wait_s() for c in self._candidates() if c.role != "decode"]
-        return min(waits, default=0.0)
+    def _overload(self) -> Overload | None:
+        waiting, limit = self._num_waiting(), self.limits.max_waiting_requests
+        if waiting < limit:
+            return None
+        waits = (c.wait_s() for c in self._candidates() if c.role != "decode")
+        return admit(waiting, limit, min(waits, default=0.0))
 
     def status(self, now: float) -> CellStatus:
         """The cell as `/ready`, `/metrics` and `pd status` show it."""

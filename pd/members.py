@@ -190,9 +190,9 @@ class Members:
     def _tell_pools(self) -> None:
         """Every node hears where to put its blocks from now on, if that is news to it."""
         self._pools_to_tell = False
-        serving = self.serving
-        before = {node.id: node.pool.id for node in serving if node.pool and node.pool.id}
         pools = [node.site() for node in self.nodes.values() if not node.serves]
+        serving = [node for node in self.serving if pools or node.pool != NO_POOL]
+        before = {node.id: node.pool.id for node in serving if node.pool and node.pool.id}
         assigned = assign_pools((node.site() for node in serving), pools, before)
         for node in serving:
             pool = self.nodes.get(assigned.get(node.id, ""))

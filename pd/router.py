@@ -19,7 +19,7 @@ from pd.policies.candidate import Blocks, Candidate, Placement, Prompt
 from pd.policies.costs import Costs
 from pd.policies.predict import cached_blocks, predict, usable_blocks
 from pd.policies.route import Routing, route
-from pd.policies.sources import MAX_SOURCES, best_sources
+from pd.policies.sources import best_sources
 from pd.policies.spread import hash64
 from pd.promises import Promises
 from pd.types import Source, Work
@@ -163,10 +163,10 @@ class Router:
             cached[holder] = max(part.blocks, cached.get(holder, 0))
         if self.options.routing != "cache_aware":
             return Blocks(cached, coming=coming)
-        # One more than is ever used: any of them may be the node that asks.
+        # Two, because the best may be the very node that is asked about.
         sources = best_sources(
             found.leading, self._epoch_of, typical, size,
-            usable=usable_blocks(len(query.tokens), size), limit=MAX_SOURCES + 1,
+            usable=usable_blocks(len(query.tokens), size), limit=2,
         )  # fmt: skip
         return Blocks(cached, sources, coming)
 

@@ -55,11 +55,31 @@ class Costs:
     def saved_s(self, source: Source, cached: int, usable: int, block_size: int) -> float:
         """What fetching from a source saves at best against computing, of the blocks from
         `cached` up to `usable`: those that are dearer to fetch are left."""
-        block_s = block_size / self.rate
-        fetch_s = self.fetch_s or _FETCH_SHARE * block_s
-        slow_s = max(self.slow_s or _SLOW_FETCH_SHARE * block_s, fetch_s)
-        end = min(source.num_blocks, usable)
-        # A source's slow blocks are its last.
-        fast = max(0, min(source.num_blocks - source.num_slow, end) - cached)
-        slow = max(0, end - cached) - fast
-        return fast * max(0.0, block_s - fetch_s) + slow * max(0.0, block_s - slow_s)
+        return saved_s(self.rate, self.fetch_s, self.slow_s, source, cached, usable, block_size)
+
+
+def saved_s(
+    rate: float,
+    fetch_s: float,
+    slow_s: float,
+    source: Source,
+    cached: int,
+    usable: int,
+    block_size: int,
+) -> float:
+    """`Costs.saved_s`, for when there are many nodes to ask it of."""
+    block_s = block_size / rate
+    fetch_s = fetch_s or _FETCH_SHARE * block_s
+    slow_s = slow_s or _SLOW_FETCH_SHARE * block_s
+    if slow_s < fetch_s:
+        slow_s = fetch_s
+    end = source.num_blocks if source.num_blocks < usable else usable
+    if end <= cached:
+        return 0.0
+    slow_from = source.num_blocks - source.num_slow  # a source's slow blocks are its last
+    if slow_from < cached:
+        slow_from = cached
+    fast = (end if end < slow_from else slow_from) - cached
+    slow = end - cached - fast
+    saved = fast * (block_s - fetch_s) if fetch_s < block_s else 0.0
+    return saved + slow * (block_s - slow_s) if slow_s < block_s else saved

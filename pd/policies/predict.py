@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pd.policies import costs
 from pd.policies.candidate import Candidate, Prompt
 
 
@@ -35,20 +36,23 @@ def cached_blocks(node: Candidate, prompt: Prompt) -> int:
 
 def predict(node: Candidate, prompt: Prompt) -> Prediction:
     """What becomes of the prompt if it is sent to this node now."""
-    costs = prompt.typical.of(node.snapshot)
+    typical, snapshot = prompt.typical, node.snapshot
+    rate = snapshot.prefill_rate or typical.rate
     blocks, size = prompt.blocks_for(node), node.block_size
     usable = usable_blocks(prompt.num_tokens, size)
     cached = there = min(blocks.cached.get(node.node_id, 0), usable)
     saved_s = 0.0
     for source in blocks.sources:
         if source.num_blocks > cached and source.holder != node.node_id:
-            saves_s = costs.saved_s(source, cached, usable, size)
+            fetch_s = snapshot.fetch_s_per_block or typical.fetch_s
+            slow_s = snapshot.fetch_s_per_slow_block or typical.slow_s
+            saves_s = costs.saved_s(rate, fetch_s, slow_s, source, cached, usable, size)
             if saves_s > saved_s:
                 saved_s, there = saves_s, min(source.num_blocks, usable)
-    compute_s = (prompt.num_tokens - cached * size) / costs.rate
+    compute_s = (prompt.num_tokens - cached * size) / rate
     again = min(blocks.coming, usable) - there
     return Prediction(
-        node.wait_s(prompt.typical.rate),
+        node.wait_s(typical.rate),
         compute_s - saved_s,
-        again * size / costs.rate if again > 0 else 0.0,
+        again * size / rate if again > 0 else 0.0,
     )
