@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from coordinating import BLOCK_SIZE, Driver
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kvstore.blocklog import BlockLog
 from pd.messages import BlockEvents, CellStatus, SyncBlocks, UsePool
 from pd.policies.route import POLICIES
 from pd.router import RouterOptions
@@ -206,3 +211,74 @@ def test_only_the_best_few_are_named() -> None:
         cell.stores(f"k{i}", PROMPT[: 4 * (i + 1)], tier="dram")
     _, start = cell.placed(prompt=PROMPT)
     assert [source.holder for source in start.sources] == ["k5", "k4", "k3"]
+
+
+# ---------------------------------------------------------------- whatever is lost on the way
+class LossyHolder:
+    """Has blocks, reports changes through a channel that loses messages, and answers syncs."""
+
+    def __init__(self, cell: Driver, node_id: str) -> None:
+        self.cell, self.node_id = cell, node_id
+        self.log = BlockLog()
+        self.has: set[bytes] = set()
+
+    def change(self, number: int) -> None:
+        key = number.to_bytes(8, "little") + bytes(24)
+        if key in self.has:
+            self.has.remove(key)
+            self.log.removed(key, "node")
+        else:
+            self.has.add(key)
+            self.log.stored(key, "node")
+
+    def send(self, lost: bool) -> None:
+        for events in self.log.drain(limit_keys=3):
+            if not lost:
+                self.cell.hear(self.node_id, events)
+
+    def hear(self) -> None:
+        for to, _ in self.cell.sent(SyncBlocks):
+            assert to == self.node_id
+            self.log.resync(("node", key) for key in sorted(self.has))
+
+    def known(self) -> set[bytes]:
+        directory = self.cell.coordinator.holders.directory
+        keys = [int.from_bytes(key[:8], "little") for key in self.has]
+        found = {
+            key.to_bytes(8, "little") + bytes(24)
+            for key in keys
+            if self.node_id in directory.lookup([key]).leading
+        }
+        return found if directory.num_blocks(self.node_id) == len(found) else set()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("change"), st.integers(0, 15)),
+            st.tuples(st.just("send"), st.booleans()),
+            st.tuples(st.sampled_from(["hear", "tick"]), st.none()),
+        ),
+        max_size=60,
+    )
+)
+def test_the_directory_agrees_with_a_holder_in_the_end(steps: list[tuple[str, Any]]) -> None:
+    cell = Driver(("p0", "prefill"))
+    holder = LossyHolder(cell, "p0")
+    for kind, what in steps:
+        if kind == "change":
+            holder.change(what)
+        elif kind == "send":
+            holder.send(lost=what)
+        elif kind == "hear":
+            holder.hear()
+        else:
+            cell.tick(1.0)
+    holder.change(99)  # a gap shows with the first message that is not lost
+    for _ in range(12):
+        holder.send(lost=False)
+        cell.tick(1.0)
+        holder.hear()
+    while holder.log:
+        holder.send(lost=False)
+    assert holder.known() == holder.has

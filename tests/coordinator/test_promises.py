@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -111,3 +111,4 @@ class PromisesMachine(RuleBasedStateMachine):
 
 
 TestPromisesMachine = PromisesMachine.TestCase
+TestPromisesMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
