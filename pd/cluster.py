@@ -22,7 +22,16 @@ from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
 from pd.node.actor import NodeActor
 from pd.node.process import NodeLaunch
-from pd.placement import check_bind, check_resources, connect, free_port, here, needs_of, on
+from pd.placement import (
+    check_bind,
+    check_resources,
+    connect,
+    free_port,
+    here,
+    needs_of,
+    on,
+    place_of,
+)
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
 from pd.types import Peer, Role
@@ -101,7 +110,7 @@ class Cluster:
         progress(f"starting {cluster.num_nodes} nodes, {threads} threads each, and the gateway")
         for node_id, role in _node_ids(config):
             launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
-            nodes[node_id] = _node_actor(config, node_id, threads).remote(launch)
+            nodes[node_id] = _node_actor(config, node_id, role, threads).remote(launch)
             started.append(nodes[node_id])
         port = config.gateway.port or free_port(config.gateway.host, "host")
         gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **here()).remote(
@@ -218,7 +227,7 @@ def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
     )
 
 
-def _node_actor(config: Config, node_id: str, threads: int) -> Any:
+def _node_actor(config: Config, node_id: str, role: Role, threads: int) -> Any:
     needs = needs_of(config)
     # Thread pools read these when the libraries are loaded, before any code of ours runs.
     env = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
@@ -228,6 +237,7 @@ def _node_actor(config: Config, node_id: str, threads: int) -> Any:
         _SUPERVISION_CALLS,
         num_cpus=needs["CPU"],
         num_gpus=needs["GPU"],
+        resources=place_of(role),
         runtime_env={"env_vars": env},
     )
 

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
 from pd.errors import ConfigError
+from pd.types import Role
 
 _REACH_S = 5.0
 
@@ -112,9 +113,27 @@ def needs_of(config: Config) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus}
 
 
+def place_of(role: Role) -> dict[str, float]:
+    """The resources that keep a node of this role to the hosts that offer room for it.
+
+    `ray start --resources '{"pd_prefill": 2}'` makes a host one for two prefill nodes. A role
+    that no host speaks of may run anywhere.
+    """
+    name = f"pd_{role}"
+    return {name: 1.0} if name in ray.cluster_resources() else {}
+
+
 def check_resources(config: Config) -> None:
     """Raises ConfigError if Ray has too little for the nodes: it would wait without a word."""
     total = ray.cluster_resources()
+    for role in ("prefill", "decode", "mixed"):
+        count = getattr(config.cluster, role)
+        room = total.get(f"pd_{role}", count)
+        if count > room:
+            raise ConfigError(
+                f"{count} {role} nodes are wanted and the Ray cluster's hosts have room for "
+                f"{room:g} (pd_{role} in the --resources of 'ray start'): start fewer, or make room"
+            )
     for name, each in needs_of(config).items():
         wanted, has = each * config.cluster.num_nodes, total.get(name, 0.0)
         if wanted > has:
