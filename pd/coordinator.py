@@ -36,11 +36,14 @@ from pd.messages import (
     UsePool,
 )
 from pd.outbox import Effect, Outbox
+from pd.popular import Popular
 from pd.policies.admit import Overload, admit
 from pd.policies.candidate import Candidate, Placement
 from pd.policies.fit import fits, never_fits
 from pd.router import Query, Route, Router, RouterOptions
 from pd.types import Role, Work
+
+_PREFIXES = 10  # the most popular ones, in the cell's status
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +338,17 @@ class Coordinator:
             nodes=tuple(nodes),
             num_requests=len(self._assigned) + len(self._parked),
             max_model_len=min(lens, default=0),
+            prefixes=tuple(self._describe(prefix) for prefix in self.router.popular.top(_PREFIXES)),
         )
+
+    def _describe(self, prefix: Popular) -> Mapping[str, str | int]:
+        holders = self.holders.directory.lookup([prefix.key]).leading
+        return {
+            "key": f"{prefix.key:016x}",
+            "tokens": prefix.num_tokens,
+            "requests": prefix.count,
+            "holders": ", ".join(sorted(holders)),
+        }
 
 
 def _place(node: Node) -> tuple[int, int, str]:

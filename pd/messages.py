@@ -99,7 +99,8 @@ class PeerLost:
 class CellStatus:
     """What the coordinator knows of the cell, for `/ready`, `/metrics` and `pd status`.
 
-    `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...).
+    `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...), and
+    so are `prefixes`, the most popular beginnings of prompts (key, tokens, requests, holders).
     """
 
     ready: bool
@@ -107,6 +108,7 @@ class CellStatus:
     nodes: tuple[Mapping[str, str | int | float | bool], ...]
     num_requests: int = 0
     max_model_len: int = 0
+    prefixes: tuple[Mapping[str, str | int], ...] = ()
 
 
 # ------------------------------------------------------------------ a request's way

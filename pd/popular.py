@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Popular:
-    """A prefix of `num_blocks` blocks that ends with the block of this key."""
+    """A prefix of `num_tokens` tokens in whole blocks, the last of which has this short key."""
 
-    key: bytes
-    num_blocks: int
+    key: int
+    num_tokens: int
     count: int
 
 
@@ -29,9 +29,9 @@ class PopularPrefixes:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self._capacity = capacity
-        self._counts: dict[bytes, Popular] = {}
+        self._counts: dict[int, Popular] = {}
 
-    def count(self, keys: Sequence[bytes]) -> None:
+    def count(self, keys: Sequence[int], block_size: int) -> None:
         """A prompt whose full blocks have these keys was asked for."""
         num_blocks = 1
         while num_blocks <= len(keys):
@@ -40,25 +40,25 @@ class PopularPrefixes:
             if known is not None:
                 known.count += 1
             elif len(self._counts) < self._capacity:
-                self._counts[key] = Popular(key, num_blocks, 1)
+                self._counts[key] = Popular(key, num_blocks * block_size, 1)
             else:
                 least = min(self._counts.values(), key=lambda each: each.count)
                 del self._counts[least.key]
-                self._counts[key] = Popular(key, num_blocks, least.count + 1)
+                self._counts[key] = Popular(key, num_blocks * block_size, least.count + 1)
             num_blocks *= 2
 
     def top(self, limit: int) -> list[Popular]:
-        """Those asked for more than once, most saved blocks first. Of beginnings of one another
+        """Those asked for more than once, most saved tokens first. Of beginnings of one another
         that were asked for about as often, only the longest is worth a line; which those are is
         told by their counts alone."""
         ranked = sorted(
             (each for each in self._counts.values() if each.count > 1),
-            key=lambda each: (-each.num_blocks * (each.count - 1), each.key),
+            key=lambda each: (-each.num_tokens * (each.count - 1), each.key),
         )
         shown: list[Popular] = []
         for each in ranked:
             covered = any(
-                each.num_blocks < other.num_blocks and each.count == other.count for other in shown
+                each.num_tokens < other.num_tokens and each.count == other.count for other in shown
             )
             if not covered:
                 shown.append(each)

@@ -21,6 +21,7 @@ from pd.policies.predict import cached_blocks, predict, usable_blocks
 from pd.policies.route import Routing, route
 from pd.policies.sources import best_sources
 from pd.policies.spread import hash64
+from pd.popular import PopularPrefixes
 from pd.promises import Promises
 from pd.types import Source, Work
 
@@ -87,6 +88,7 @@ class Router:
     def __init__(self, options: RouterOptions, members: Members, holders: Holders) -> None:
         self.options = options
         self.promises = Promises()
+        self.popular = PopularPrefixes()
         self._members = members
         self._directory = holders.directory
 
@@ -130,6 +132,9 @@ class Router:
             prefill.charge(transfer_id, Credit(1, route.tokens))
             decode.charge(transfer_id, Credit(seqs=num_seqs))
         self._count(route, prefill)
+        if not work.attempt:
+            hello = prefill.hello
+            self.popular.count(route.query.keys(hello.layout, hello.block_size), hello.block_size)
         for node in {prefill.id: prefill, decode.id: decode}.values():
             keys = route.query.keys(node.hello.layout, node.hello.block_size)
             if len(keys) > route.coverage.leading.get(node.id, _NOTHING).blocks:

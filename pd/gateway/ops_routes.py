@@ -70,6 +70,7 @@ class OpsRoutes:
                 "max_model_len": status.max_model_len,
                 "num_requests": status.num_requests,
                 "nodes": [dict(node) for node in status.nodes],
+                "prefixes": [dict(prefix) for prefix in status.prefixes],
                 "gateway": {
                     "id": self._link.id,
                     "pid": os.getpid(),

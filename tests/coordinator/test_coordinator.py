@@ -10,6 +10,7 @@ from coordinating import Driver
 from pd.messages import (
     Abort,
     Admitted,
+    BlockEvents,
     Cancel,
     CellStatus,
     Finished,
@@ -361,3 +362,16 @@ def test_gateways_hear_how_the_cell_is_and_at_once_when_it_changes(pair: Driver)
     pair.tick()
     ((_, status),) = pair.sent(CellStatus)
     assert not status.ready and status.reason == "no decode node is up"
+
+
+def test_popular_prefixes_and_who_has_them(pair: Driver) -> None:
+    for i in range(3):
+        work = pair.submit(f"r{i}", 10)
+        pair.hear("g", Finished(work.request.request_id, (0,)))
+    pair.submit("other", 3)  # shares no whole block with them
+    (prefix,) = pair.coordinator.status(pair.now).prefixes
+    assert (prefix["tokens"], prefix["requests"], prefix["holders"]) == (8, 3, "")
+    key = int(str(prefix["key"]), 16).to_bytes(8, "little")
+    pair.hear("p0", BlockEvents(1, False, "node", key))
+    (prefix,) = pair.coordinator.status(pair.now).prefixes
+    assert prefix["holders"] == "p0"
