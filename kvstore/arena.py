@@ -68,7 +68,12 @@ class KVArena:
         return self.num_blocks * self.layout.block_bytes
 
     def as_torch(self) -> torch.Tensor:
-        """The same memory as a tensor [B, L, 2, K, P, D] of the layout's dtype."""
+        """The same memory as a tensor [B, L, 2, K, P, D] of the layout's dtype.
+
+        ValueError for a quantised layout, whose rows are values and a factor.
+        """
+        if self.layout.quantised:
+            raise ValueError(f"{self.layout.dtype} blocks are no tensor: convert them first")
         import torch
 
         # Through numpy, whose arrays pin the mapping; torch.frombuffer does not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -10,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kvstore.arena import KVArena
+from kvstore.layout import KVLayout
 from kvstore.transfer import Push
 from kvstore.transport.events import Pushed, TransferEvent
 from kvstore.transport.expected import Expected
 from pd.sockets import LOOPBACK, CurveKeys
 from pd.types import Peer
+
+LAYOUT = "layout"  # among a peer's endpoints: the description of its KV layout
 
 
 class EventQueue:
@@ -26,7 +30,8 @@ class EventQueue:
 
     def put(self, event: TransferEvent) -> None:
         self._events.append(event)
-        if self.on_event is not None:
+        # With more than one there, the call for the first has not led to a `drain` yet.
+        if self.on_event is not None and len(self._events) == 1:
             self.on_event()
 
     def drain(self) -> list[TransferEvent]:
@@ -43,16 +48,20 @@ class TransportSettings:
     `verify` False saves the checksums, and their detection of damage. Blocks travel in
     messages of up to `message_bytes` (always at least one block), at most `window_bytes`
     of them unacknowledged per peer. A peer that acknowledges nothing for
-    `stall_timeout_s` has failed.
+    `stall_timeout_s` has failed. `wire_dtype` is a KV dtype to send in between hosts where
+    that takes fewer bytes than the dtypes of both ends; int8 and fp8 lose precision. Between
+    hosts each pair of nodes has `connections` TCP connections, each with a thread of ZeroMQ.
     """
 
     bind: str = LOOPBACK
     keys: CurveKeys | None = None
     verify: bool = True
-    message_bytes: int = 4 << 20
+    message_bytes: int = 8 << 20
     window_bytes: int = 32 << 20
     stall_timeout_s: float = 10.0
     max_queued_pushes: int = 1 << 16
+    wire_dtype: str | None = None
+    connections: int = field(default_factory=lambda: max(1, min(4, (os.cpu_count() or 1) // 4)))
 
 
 @dataclass(eq=False)
@@ -129,6 +138,12 @@ class Transport(ABC):
 
     def _refuse(self, job: Push) -> None:
         self.node.events.put(Pushed(job.transfer_id, job.first, len(job.src), False))
+
+
+def layout_of(peer: Peer, node: LocalNode) -> KVLayout:
+    """The layout of a peer's KV, as it described it; one that did not has that of the node."""
+    described = peer.endpoints.get(LAYOUT)
+    return node.arena.layout if described is None else KVLayout.parse(described)
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -20,11 +20,12 @@ from contextlib import suppress
 
 import zmq
 
+from kvstore.convert import payload_layout
+from kvstore.layout import KVLayout
 from kvstore.transfer import Push
-from kvstore.transport.base import LocalNode, PushState, Transport, start_thread
-from kvstore.transport.expected import Grant
-from kvstore.transport.inbox import CODEC, MAX_BODY, Blocks, Inbox, Landed
-from kvstore.transport.lane import Lane, Piece, split
+from kvstore.transport.base import LocalNode, PushState, Transport, layout_of, start_thread
+from kvstore.transport.inbox import CODEC, MAX_BODY, Blocks, Inbox, Landed, Landing
+from kvstore.transport.lane import Lane, Line, Piece, split
 from pd import sockets
 from pd.errors import TransferError, WireError
 from pd.types import Peer
@@ -33,17 +34,20 @@ from pd.waker import Waker
 log = logging.getLogger(__name__)
 
 _ROOM = 1024  # messages; above Lane.MAX_SENT
+_LOOK_EVERY_S = 0.001  # at what arrives, while there is more to send
 
 
 class ChannelTransport(Transport):
     """What differs is how bytes leave (`_emit`) and how they are taken in (`_land`)."""
 
     def __init__(
-        self, node: LocalNode, *, message_bytes: int, inbox_messages: int, payload_bytes: int
-    ) -> None:
+        self, node: LocalNode, *, message_bytes: int, inbox_messages: int, payload_bytes: int,
+        connections: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__(node)
+        self._connections = connections  # to each peer
         self._message_bytes = min(message_bytes, node.settings.message_bytes)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=connections)
         try:
             socket = sockets.bind(
                 self._context, zmq.ROUTER, node.settings.bind, high_water_mark=_ROOM,
@@ -69,7 +73,10 @@ class ChannelTransport(Transport):
 
     # ------------------------------------------------------------------ any thread
     def connect(self, peer: Peer) -> None:
-        self._do(lambda: self._set_lane(peer, peer.endpoints[self.name]))
+        payload = payload_layout(
+            self.node.arena.layout, layout_of(peer, self.node), self.node.settings.wire_dtype
+        )
+        self._do(lambda: self._set_lane(peer, payload, peer.endpoints[self.name]))
 
     def forget_peer(self, peer_id: str) -> None:
         self._do(lambda: self._drop_lane(peer_id))
@@ -100,10 +107,8 @@ class ChannelTransport(Transport):
         """Send a piece on its way: (digest, payload frames). TransferError if impossible."""
 
     @abstractmethod
-    def _land(
-        self, grant: Grant, pages: tuple[int, ...], digest: int, payload: Sequence[zmq.Frame]
-    ) -> bool:
-        """Take in the bytes of `pages`; whether they are what the sender sent."""
+    def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool:
+        """Take in the bytes of the pages; whether they are what the sender sent."""
 
     def _lane_closed(self, peer_id: str) -> None:
         """A lane is gone: let go of what belongs to its peer."""
@@ -111,12 +116,16 @@ class ChannelTransport(Transport):
     # ------------------------------------------------------------------ the thread
     def _run(self) -> None:
         idle_s = min(1.0, self.node.settings.stall_timeout_s / 4)
+        looked_at = 0.0
         try:
             while not self._closing:
                 while self._commands:
                     self._commands.popleft()()
                 now = time.monotonic()
                 sending = self._send(now)
+                if sending and now - looked_at < _LOOK_EVERY_S:
+                    continue
+                looked_at = now
                 self._settle()
                 self._check_stalls(now)
                 self._poll(0.0 if sending else 0.001 if self._settling else idle_s)
@@ -133,8 +142,10 @@ class ChannelTransport(Transport):
             self._waker.drain()
         if self._inbox.socket in ready:
             self._inbox.receive()
-        for lane in [lane for lane in self._lanes.values() if lane.socket in ready]:
-            self._answers(lane)
+        for lane in list(self._lanes.values()):
+            for line in lane.lines:
+                if line.socket in ready:
+                    self._answers(lane, line)
 
     # sending
     def _send(self, now: float) -> bool:
@@ -147,29 +158,31 @@ class ChannelTransport(Transport):
         return more
 
     def _send_piece(self, lane: Lane, now: float) -> None:
-        sequence, piece = lane.next(now)
-        job, node = piece.push.job, self.node
+        line, sequence, piece = lane.next(now)
+        job, node, layout = piece.push.job, self.node, lane.payload
         try:
             digest, payload = self._emit(lane, piece)
             (head, *_) = CODEC.encode(
-                Blocks(piece.first, len(piece.src), digest),
+                Blocks(
+                    piece.first, len(piece.src), digest,
+                    layout.dtype, layout.kv_head_start, layout.num_kv_heads,
+                ),
                 cluster_id=node.cluster_id, sender=node.id, sender_epoch=node.epoch,
                 receiver_epoch=job.receiver_epoch, transfer_id=job.transfer_id,
-                layout=node.arena.layout.fingerprint, sequence=sequence,
+                layout=layout.fingerprint, sequence=sequence,
                 payload=[frame.buffer for frame in payload],
             )  # fmt: skip
             if payload:
                 piece.tracker = zmq.MessageTracker(*payload)
-            lane.socket.send_multipart([head, *payload], zmq.NOBLOCK, copy=False)
+            line.socket.send_multipart([head, *payload], zmq.NOBLOCK, copy=False)
         except (TransferError, zmq.ZMQError) as error:
             log.warning("blocks to %s not sent: %s", lane.peer.id, error)
-            lane.unsent(sequence)
-            self._piece_done(piece, False)
+            self._piece_done(line.remove(sequence), False)
 
-    def _answers(self, lane: Lane) -> None:
+    def _answers(self, lane: Lane, line: Line) -> None:
         with suppress(zmq.Again):
             while True:
-                frames = lane.socket.recv_multipart(zmq.NOBLOCK)
+                frames = line.socket.recv_multipart(zmq.NOBLOCK)
                 try:
                     header, message = CODEC.decode(
                         frames, cluster_id=self.node.cluster_id, max_body=MAX_BODY
@@ -180,7 +193,7 @@ class ChannelTransport(Transport):
                 if not isinstance(message, Landed) or header.sender != lane.peer.id:
                     self._inbox.refused(f"{message} from {header.sender}")
                     continue
-                piece, lost = lane.answered(message.sequence, time.monotonic())
+                piece, lost = line.answered(message.sequence, time.monotonic())
                 for other in lost:
                     log.warning("blocks on their way to %s were lost", lane.peer.id)
                     self._piece_done(other, False)
@@ -213,11 +226,11 @@ class ChannelTransport(Transport):
             if lane.stalled(now, timeout_s):
                 log.warning("%s answered nothing for %g s: hanging up", lane.peer.id, timeout_s)
                 self._hang_up(lane)
-                lane.reopen()
-                self._poller.register(lane.socket, zmq.POLLIN)
+                lane.reopen(self._connections)
+                self._watch(lane)
 
     # commands
-    def _set_lane(self, peer: Peer, address: str) -> None:
+    def _set_lane(self, peer: Peer, payload: KVLayout, address: str) -> None:
         self._drop_lane(peer.id)
 
         def open_socket() -> zmq.Socket[bytes]:
@@ -227,12 +240,18 @@ class ChannelTransport(Transport):
             )  # fmt: skip
 
         try:
-            lane = Lane(peer, open_socket, self.node.settings.window_bytes)
+            lane = Lane(
+                peer, payload, open_socket, self.node.settings.window_bytes, self._connections
+            )
         except WireError as error:
             log.warning("no lane to %s: %s", peer.id, error)
             return
         self._lanes[peer.id] = lane
-        self._poller.register(lane.socket, zmq.POLLIN)
+        self._watch(lane)
+
+    def _watch(self, lane: Lane) -> None:
+        for line in lane.lines:
+            self._poller.register(line.socket, zmq.POLLIN)
 
     def _drop_lane(self, peer_id: str) -> None:
         lane = self._lanes.pop(peer_id, None)
@@ -241,7 +260,8 @@ class ChannelTransport(Transport):
             self._lane_closed(peer_id)
 
     def _hang_up(self, lane: Lane) -> None:
-        self._poller.unregister(lane.socket)
+        for line in lane.lines:
+            self._poller.unregister(line.socket)
         for piece in lane.clear():
             self._piece_done(piece, False)
 
@@ -251,7 +271,7 @@ class ChannelTransport(Transport):
         if lane is None or not room or lane.peer.epoch != job.receiver_epoch:
             self._refuse(job)
             return
-        block_bytes = self.node.arena.layout.block_bytes
+        block_bytes = lane.payload.block_bytes
         push = PushState(job, 1, len(job.src) * block_bytes, time.monotonic())
         lane.waiting.extend(split(push, block_bytes, self._message_bytes))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from kvstore.arena import KVArena
 from kvstore.transfer import Push
-from kvstore.transport.base import EventQueue, LocalNode, Transport, TransportSettings
+from kvstore.transport.base import LAYOUT, EventQueue, LocalNode, Transport, TransportSettings
 from kvstore.transport.events import Pushed, TransferEvent
 from kvstore.transport.inproc import InprocTransport
 from kvstore.transport.shm import ShmTransport
@@ -75,8 +75,10 @@ class TransportHub:
         return self._node.counters
 
     def endpoints(self) -> dict[str, str]:
-        """What peers need to reach this node, by transport; part of its `Peer`."""
-        return {name: transport.endpoint for name, transport in self._transports.items()}
+        """What peers need to reach this node, by transport, and to know of its KV; part of its
+        `Peer`."""
+        layout = self._node.arena.layout.describe()
+        return {LAYOUT: layout, **{name: way.endpoint for name, way in self._transports.items()}}
 
     # ------------------------------------------------------------------ peers
     def connect(self, peer: Peer) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from kvstore.layout import KVLayout
 from kvstore.transport.base import LocalNode
 from kvstore.transport.events import Arrived
 from kvstore.transport.expected import Grant
@@ -19,17 +20,37 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 4096
 
-# (grant, pages, digest, payload) -> whether the pages now have what the sender sent
-Land = Callable[[Grant, tuple[int, ...], int, Sequence[zmq.Frame]], bool]
+# As many messages as are taken before the thread looks at anything else.
+_BURST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What came, and where it goes: bytes of `layout`, with this digest, for these pages."""
+
+    grant: Grant
+    pages: tuple[int, ...]
+    layout: KVLayout
+    digest: int
+
+
+# Whether the pages now have what the sender sent.
+Land = Callable[[Landing, Sequence[zmq.Frame]], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks [first, first + count) of a transfer, and the digest of their bytes."""
+    """Blocks [first, first + count) of a transfer, and the digest of their bytes.
+
+    They are in this dtype and of these heads; no dtype means that the receiver's layout is meant.
+    """
 
     first: int
     count: int
     digest: int
+    dtype: str = ""
+    kv_head_start: int = 0
+    num_kv_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +87,12 @@ class Inbox:
         self._payload_bytes = payload_bytes
 
     def receive(self) -> None:
-        """Deal with one message, if one is there."""
-        try:
-            identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return
+        """Deal with the messages that are there, or with some if they are many."""
+        with suppress(zmq.Again):
+            for _ in range(_BURST):
+                self._take_in(*self.socket.recv_multipart(zmq.NOBLOCK, copy=False))
+
+    def _take_in(self, identity: zmq.Frame, *frames: zmq.Frame) -> None:
         node = self.node
         try:
             header, message = CODEC.decode(
@@ -101,20 +123,21 @@ class Inbox:
         layout = node.arena.layout
         if header.receiver_epoch != node.epoch:
             return False, f"meant for epoch {header.receiver_epoch}, this is {node.epoch}"
-        if header.layout != layout.fingerprint:
-            return False, "KV layouts differ (model, dtype or block size)"
+        payload_layout = _payload_layout(message, layout)
+        if payload_layout is None or header.layout != payload_layout.fingerprint:
+            return False, "KV layouts differ (model, layers, heads or block size)"
         grant = node.expected.find(header.transfer_id, header.sender, header.sender_epoch)
         if grant is None:
             return False, "not expected"
         pages = node.expected.fill(grant, message.first, message.count)
         if not pages:
             reason = f"blocks {message.first} + {message.count} are not granted, or came twice"
-        elif self._land(grant, pages, message.digest, payload):
+        elif self._land(Landing(grant, pages, payload_layout, message.digest), payload):
             reason = ""
         else:
             reason = "damaged on the way"
         if grant.open:
-            num_bytes = 0 if reason else len(pages) * layout.block_bytes
+            num_bytes = 0 if reason else len(pages) * payload_layout.block_bytes
             node.events.put(
                 Arrived(header.transfer_id, message.first, message.count, not reason, num_bytes)
             )
@@ -123,3 +146,16 @@ class Inbox:
     def refused(self, reason: object) -> None:
         self.node.counters["refused"] += 1
         log.warning("%s transport of %s refused: %s", self.name, self.node.id, reason)
+
+
+def _payload_layout(message: Blocks, layout: KVLayout) -> KVLayout | None:
+    """The layout that these blocks claim to have, if a receiver of `layout` has any use for it."""
+    claimed = message.dtype, message.kv_head_start, message.num_kv_heads
+    if not message.dtype or claimed == (layout.dtype, layout.kv_head_start, layout.num_kv_heads):
+        return layout
+    try:
+        part = layout.part(*claimed)
+    except ValueError:
+        return None
+    ours = part.kv_head_start >= layout.kv_head_start and part.kv_heads.stop <= layout.kv_heads.stop
+    return part if ours else None

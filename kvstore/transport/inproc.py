@@ -8,9 +8,11 @@ import time
 from collections import deque
 from typing import ClassVar
 
+from kvstore.convert import payload_layout
+from kvstore.layout import KVLayout
 from kvstore.transfer import Push
-from kvstore.transport import copying
-from kvstore.transport.base import LocalNode, PushState, Transport, start_thread
+from kvstore.transport import placing
+from kvstore.transport.base import LocalNode, PushState, Transport, layout_of, start_thread
 from kvstore.transport.events import Arrived
 from pd.errors import TransferError
 from pd.types import Peer
@@ -26,7 +28,7 @@ class InprocTransport(Transport):
     def __init__(self, node: LocalNode) -> None:
         super().__init__(node)
         self.endpoint = secrets.token_hex(16)
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[str, tuple[Peer, KVLayout]] = {}  # and the layout of what it is sent
         self._jobs: deque[PushState] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -36,13 +38,16 @@ class InprocTransport(Transport):
     def connect(self, peer: Peer) -> None:
         if peer.endpoints[self.name] not in _here:
             raise TransferError(f"{peer.id} is not in this process")
-        self._peers[peer.id] = peer
+        layout = layout_of(peer, self.node)
+        payload = payload_layout(self.node.arena.layout, layout, layout.dtype)
+        self._peers[peer.id] = peer, payload
 
     def forget_peer(self, peer_id: str) -> None:
         self._peers.pop(peer_id, None)
 
     def push(self, job: Push) -> None:
-        num_bytes = len(job.src) * self.node.arena.layout.block_bytes
+        _, payload = self._peers.get(job.receiver, (None, self.node.arena.layout))
+        num_bytes = len(job.src) * payload.block_bytes
         with self._changed:
             if not self._closed and len(self._jobs) < self.node.settings.max_queued_pushes:
                 self._jobs.append(PushState(job, 1, num_bytes, time.monotonic()))
@@ -81,13 +86,13 @@ class InprocTransport(Transport):
         self.node.events.put(event)
 
     def _copy(self, job: Push) -> bool:
-        peer = self._peers.get(job.receiver)
+        peer, payload = self._peers.get(job.receiver, (None, self.node.arena.layout))
         target = _here.get(peer.endpoints[self.name]) if peer else None
         if target is None or peer is None or peer.epoch != job.receiver_epoch:
             return False
         ours, theirs = self.node, target.node
         grant = theirs.expected.find(job.transfer_id, ours.id, ours.epoch)
-        same = theirs.epoch == peer.epoch and theirs.arena.layout == ours.arena.layout
+        same = theirs.epoch == peer.epoch and theirs.arena.layout == layout_of(peer, ours)
         if grant is None or not same:
             theirs.counters["refused"] += 1
             return False
@@ -99,11 +104,11 @@ class InprocTransport(Transport):
             with theirs.expected.lock:
                 if not grant.open:
                     return False
-                sent = copying.copy(
-                    ours.arena.blocks, job.src, theirs.arena.blocks, pages, verify=verify
+                sent = placing.place(
+                    ours.arena, job.src, theirs.arena, pages, payload, verify=verify
                 )
-            ok = not verify or copying.digest(theirs.arena.blocks, pages) == sent
+            ok = not verify or placing.placed_digest(theirs.arena, pages, payload) == sent
         if grant.open:
-            num_bytes = count * ours.arena.layout.block_bytes if ok else 0
+            num_bytes = count * payload.block_bytes if ok else 0
             theirs.events.put(Arrived(job.transfer_id, job.first, count, ok, num_bytes))
         return ok

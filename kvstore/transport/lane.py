@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from kvstore.layout import KVLayout
 from kvstore.transport.base import PushState
 from pd.types import Peer
 
@@ -43,69 +44,99 @@ def split(push: PushState, block_bytes: int, message_bytes: int) -> list[Piece]:
     return pieces
 
 
-class Lane:
-    """Pieces for one peer: at most a window of them on the way, the others in line.
+class Line:
+    """One connection to a peer, and what is on its way over it. Answers come in order."""
 
-    The window is what slows a sender down to the pace of its receiver, and what bounds the
-    memory that unanswered messages take at either end.
-    """
-
-    MAX_SENT = 256  # below the sockets' high-water mark, so that sending never fails on it
-
-    def __init__(
-        self, peer: Peer, open_socket: Callable[[], zmq.Socket[bytes]], window_bytes: int
-    ) -> None:
-        self.peer = peer
-        self.socket = open_socket()
-        self._open_socket = open_socket
-        self._window_bytes = window_bytes
-        self._sent_bytes = 0
-        self._next_sequence = 0
-        self.waiting: deque[Piece] = deque()
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
         self.sent: dict[int, Piece] = {}
+        self.sent_bytes = 0
         self.progress_at = 0.0  # when the peer last answered, or had nothing to answer
+        self._next_sequence = 0
 
-    @property
-    def can_send(self) -> bool:
-        if not self.waiting or len(self.sent) >= self.MAX_SENT:
-            return False
-        return not self.sent or (self._sent_bytes + self.waiting[0].num_bytes <= self._window_bytes)
-
-    def next(self, now: float) -> tuple[int, Piece]:
-        """Take the next piece onto the way: (its sequence number, the piece)."""
+    def add(self, piece: Piece, now: float) -> int:
+        """Put a piece on the way: its sequence number."""
         if not self.sent:
             self.progress_at = now
-        piece = self.waiting.popleft()
         sequence = self._next_sequence
         self._next_sequence += 1
         self.sent[sequence] = piece
-        self._sent_bytes += piece.num_bytes
-        return sequence, piece
+        self.sent_bytes += piece.num_bytes
+        return sequence
 
     def answered(self, sequence: int, now: float) -> tuple[Piece | None, list[Piece]]:
         """(the piece that was answered, those before it that never will be), off the way.
 
-        Answers come in the order of the pieces, so one that is passed over was lost: a
-        connection broke and came back. An answer to nothing gives (None, []).
+        One that is passed over was lost: the connection broke and came back. An answer to
+        nothing gives (None, []).
         """
         if sequence not in self.sent:
             return None, []
         lost = []
         for earlier in list(self.sent):
-            piece = self.sent.pop(earlier)
-            self._sent_bytes -= piece.num_bytes
+            piece = self.remove(earlier)
             if earlier == sequence:
                 break
             lost.append(piece)
         self.progress_at = now
         return piece, lost
 
-    def unsent(self, sequence: int) -> None:
-        """Take back a piece that could not be sent."""
-        self._sent_bytes -= self.sent.pop(sequence).num_bytes
+    def remove(self, sequence: int) -> Piece:
+        piece = self.sent.pop(sequence)
+        self.sent_bytes -= piece.num_bytes
+        return piece
+
+
+class Lane:
+    """Pieces for one peer: at most a window of them on the way, the others in line.
+
+    The window is what slows a sender down to the pace of its receiver, and what bounds the
+    memory that unanswered messages take at either end. Several lines share it.
+    """
+
+    MAX_SENT = 256  # of a line; below the sockets' high-water mark: sending never fails on it
+
+    def __init__(
+        self,
+        peer: Peer,
+        payload: KVLayout,
+        open_socket: Callable[[], zmq.Socket[bytes]],
+        window_bytes: int,
+        connections: int = 1,
+    ) -> None:
+        self.peer = peer
+        self.payload = payload  # the layout of what it is sent
+        self.waiting: deque[Piece] = deque()
+        self._open_socket = open_socket
+        self._window_bytes = window_bytes // connections
+        self.lines = [Line(open_socket()) for _ in range(connections)]
+
+    @property
+    def num_sent(self) -> int:
+        return sum(len(line.sent) for line in self.lines)
+
+    @property
+    def can_send(self) -> bool:
+        return self._line() is not None
+
+    def next(self, now: float) -> tuple[Line, int, Piece]:
+        """Take the next piece onto its way: (the line, its sequence number there, the piece).
+        Only when `can_send`."""
+        line = self._line()
+        assert line is not None
+        piece = self.waiting.popleft()
+        return line, line.add(piece, now), piece
+
+    def _line(self) -> Line | None:
+        """The line with the least on its way, if it has room for the piece that is next."""
+        if not self.waiting:
+            return None
+        line = min(self.lines, key=lambda line: line.sent_bytes)
+        full = line.sent_bytes + self.waiting[0].num_bytes > self._window_bytes
+        return None if line.sent and (full or len(line.sent) >= self.MAX_SENT) else line
 
     def stalled(self, now: float, timeout_s: float) -> bool:
-        return bool(self.sent) and now - self.progress_at >= timeout_s
+        return any(line.sent and now - line.progress_at >= timeout_s for line in self.lines)
 
     def cancel(self, transfer_id: int) -> list[Piece]:
         """Take what waits of a transfer out of the line."""
@@ -118,13 +149,15 @@ class Lane:
 
     def clear(self) -> list[Piece]:
         """Take everything out, waiting or on the way, and hang up."""
-        self.socket.close()
-        pieces = [*self.sent.values(), *self.waiting]
-        self.sent.clear()
+        pieces: list[Piece] = []
+        for line in self.lines:
+            line.socket.close()
+            pieces += line.sent.values()
+        pieces += self.waiting
         self.waiting.clear()
-        self._sent_bytes = 0
+        self.lines = []
         return pieces
 
-    def reopen(self) -> None:
-        """A fresh connection: nothing sent before can be answered on it."""
-        self.socket = self._open_socket()
+    def reopen(self, connections: int) -> None:
+        """Fresh connections: nothing sent before can be answered on them."""
+        self.lines = [Line(self._open_socket()) for _ in range(connections)]

@@ -8,11 +8,13 @@ from typing import ClassVar
 import zmq
 
 from kvstore.arena import KVArena
+from kvstore.convert import payload_layout
+from kvstore.layout import KVLayout
 from kvstore.segment import host_identity
-from kvstore.transport import copying
-from kvstore.transport.base import LocalNode
+from kvstore.transport import placing
+from kvstore.transport.base import LocalNode, layout_of
 from kvstore.transport.channel import ChannelTransport
-from kvstore.transport.expected import Grant
+from kvstore.transport.inbox import Landing
 from kvstore.transport.lane import Lane, Piece
 from pd.errors import ConfigError, TransferError
 from pd.types import Peer
@@ -32,7 +34,7 @@ class ShmTransport(ChannelTransport):
             raise ConfigError("the shm transport needs an arena in shared memory")
         self._host = host_identity()
         self._arenas: dict[str, KVArena] = {}  # of peers; the thread's alone
-        super().__init__(node, message_bytes=4 << 20, inbox_messages=1000, payload_bytes=0)
+        super().__init__(node, message_bytes=8 << 20, inbox_messages=1000, payload_bytes=0)
         self.endpoint = f"{self._host} {node.arena.name} {self.endpoint}"
 
     def connect(self, peer: Peer) -> None:
@@ -42,12 +44,15 @@ class ShmTransport(ChannelTransport):
             raise TransferError(f"{peer.id} has no usable shm endpoint") from None
         if host != self._host:
             raise TransferError(f"{peer.id} is on another host")
-        arena = KVArena.attach(self.node.arena.layout, segment)
-        if not self._do(lambda: self._set_arena(peer, address, arena)):
+        layout = layout_of(peer, self.node)
+        # Nothing is gained by another dtype on the way: there is no way.
+        payload = payload_layout(self.node.arena.layout, layout, layout.dtype)
+        arena = KVArena.attach(layout, segment)
+        if not self._do(lambda: self._set_arena(peer, payload, address, arena)):
             arena.close()
 
-    def _set_arena(self, peer: Peer, address: str, arena: KVArena) -> None:
-        self._set_lane(peer, address)
+    def _set_arena(self, peer: Peer, payload: KVLayout, address: str, arena: KVArena) -> None:
+        self._set_lane(peer, payload, address)
         self._arenas[peer.id] = arena
 
     def _lane_closed(self, peer_id: str) -> None:
@@ -59,15 +64,14 @@ class ShmTransport(ChannelTransport):
         arena = self._arenas[lane.peer.id]
         if max(piece.dst) >= arena.num_blocks or min(piece.dst) < 0:
             raise TransferError(f"{lane.peer.id} granted blocks outside of its arena")
-        digest = copying.copy(
-            self.node.arena.blocks, piece.src, arena.blocks, piece.dst,
+        digest = placing.place(
+            self.node.arena, piece.src, arena, piece.dst, lane.payload,
             verify=self.node.settings.verify,
         )  # fmt: skip
         return digest, ()
 
-    def _land(
-        self, grant: Grant, pages: tuple[int, ...], digest: int, payload: Sequence[zmq.Frame]
-    ) -> bool:
+    def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool:
         if not self.node.settings.verify:
             return True
-        return copying.digest(self.node.arena.blocks, pages) == digest
+        found = placing.placed_digest(self.node.arena, landing.pages, landing.layout)
+        return found == landing.digest

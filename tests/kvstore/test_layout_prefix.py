@@ -42,6 +42,8 @@ def test_every_field_changes_the_fingerprint() -> None:
         replace(SMOL, block_size=32),
         replace(SMOL, model="smollm3"),
         replace(SMOL, num_layers=3, num_kv_heads=30),
+        replace(SMOL, total_kv_heads=6),
+        replace(SMOL, total_kv_heads=6, kv_head_start=1),
     ]
     fingerprints = {layout.fingerprint for layout in (SMOL, *others)}
     assert len(fingerprints) == 1 + len(others)
@@ -52,7 +54,16 @@ def test_every_field_changes_the_fingerprint() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"dtype": "int4"}, {"num_layers": 0}, {"head_dim": -1}, {"block_size": 0}]
+    "field",
+    [
+        {"dtype": "int4"},
+        {"num_layers": 0},
+        {"head_dim": -1},
+        {"block_size": 0},
+        {"kv_head_start": 1},
+        {"kv_head_start": -1, "total_kv_heads": 9},
+        {"total_kv_heads": 2},
+    ],
 )
 def test_impossible_layouts(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="not"):

@@ -42,7 +42,7 @@ def can_push(a: Node, b: Node, peer: Peer, transfer_id: int) -> bool:
 
 def test_the_most_wanted_transport_that_both_have(nodes: list[Node]) -> None:
     a, b = pair(nodes, ["shm", "zmq"], ["zmq", "shm"])
-    assert set(a.hub.endpoints()) == {"shm", "zmq"}
+    assert set(a.hub.endpoints()) == {"shm", "zmq", "layout"}
     a.hub.connect(b.peer)
     b.hub.connect(a.peer)
     assert (a.hub.transport_of("bb"), b.hub.transport_of("a")) == ("shm", "zmq")
@@ -115,19 +115,46 @@ def test_pages_outside_of_the_receivers_arena(nodes: list[Node]) -> None:
 
 @pytest.mark.parametrize("transport", ["shm", "zmq"])
 def test_a_slow_receiver_slows_its_sender(nodes: list[Node], transport: str) -> None:
-    settings = {"message_bytes": BLOCK, "window_bytes": 5 * BLOCK}
+    settings = {"message_bytes": BLOCK, "window_bytes": 5 * BLOCK, "connections": 1}
     a, b = pair(nodes, [transport], [transport], **settings)
     a.hub.connect(b.peer)
     b.hub.expect(1, "a", 1, range(64))
     channel = a.hub._transports[transport]
     with b.hub._node.expected.lock:
         a.push(b, 1, range(64), range(64))
-        wait_until(lambda: "bb" in channel._lanes and bool(channel._lanes["bb"].sent), "a start")
+        wait_until(lambda: "bb" in channel._lanes and channel._lanes["bb"].num_sent > 0, "a start")
         lane = channel._lanes["bb"]
         wait_until(lambda: len(lane.waiting) == 59, "the window to fill")
-        assert len(lane.sent) == 5
+        assert lane.num_sent == 5
     assert a.wait_pushed(1)[0].ok
     np.testing.assert_array_equal(b.arena.blocks, a.arena.blocks)
+
+
+def test_several_connections_share_the_work(nodes: list[Node]) -> None:
+    settings = {"message_bytes": BLOCK, "window_bytes": 6 * BLOCK, "connections": 3}
+    a, b = pair(nodes, ["zmq"], ["zmq"], **settings)
+    a.hub.connect(b.peer)
+    b.hub.expect(1, "a", 1, range(64))
+    with b.hub._node.expected.lock:
+        a.push(b, 1, range(64), range(64))
+        lanes = a.hub._transports["zmq"]._lanes
+        wait_until(lambda: "bb" in lanes and lanes["bb"].num_sent == 6, "the windows to fill")
+        assert [len(line.sent) for line in lanes["bb"].lines] == [2, 2, 2]
+    assert a.wait_pushed(1)[0].ok
+    np.testing.assert_array_equal(b.arena.blocks, a.arena.blocks)
+    assert {event.ok for event in b.arrived(1)} == {True}
+
+
+def test_a_stalled_connection_takes_the_others_along(nodes: list[Node]) -> None:
+    settings = {"message_bytes": BLOCK, "connections": 3, "stall_timeout_s": 0.3}
+    a, b = pair(nodes, ["zmq"], ["zmq"], **settings)
+    a.hub.connect(b.peer)
+    b.hub.expect(1, "a", 1, range(9))
+    with b.hub._node.expected.lock:
+        a.push(b, 1, range(9), range(9))
+        assert not a.wait_pushed(1)[0].ok
+    b.hub.forget(1)
+    assert can_push(a, b, b.peer, 20), "the lane should have opened again"
 
 
 def test_a_queue_that_is_full_refuses(nodes: list[Node]) -> None:

@@ -115,7 +115,7 @@ import sys
 from kv_nodes import Node
 node = Node("child", [sys.argv[1]], epoch=7, num_blocks=int(sys.argv[2]))
 node.hub.expect(1, "a", 1, range(node.arena.num_blocks))
-print(*(f"{k}={v}" for k, v in node.hub.endpoints().items()), sep="\\n", flush=True)
+print(node.hub.endpoints()[sys.argv[1]], flush=True)
 sys.stdin.read()
 """
 
@@ -131,8 +131,7 @@ class ChildReceiver:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         assert self.process.stdout
-        name, _, endpoint = self.process.stdout.readline().strip().partition("=")
-        self.peer = Peer("child", 7, {name: endpoint})
+        self.peer = Peer("child", 7, {transport: self.process.stdout.readline().strip()})
 
     def close(self) -> None:
         self.process.kill()
