@@ -95,7 +95,8 @@ class PrefillPhase:
         task = PrefillTask(work, transfer_id, now, hashes, sources=sources)
         self.tasks[transfer_id] = task
         self._by_request.setdefault(work.request.request_id, set()).add(transfer_id)
-        self._unscheduled_tokens += task.num_tokens
+        task.counted = self.scheduler.to_compute(task)
+        self._unscheduled_tokens += task.counted
         if message.decode == self.node_id:
             self._fetch(task, now)
             if not task.fetching:
@@ -133,8 +134,13 @@ class PrefillPhase:
     def _schedule(self, task: PrefillTask) -> None:
         if task.granted and not task.fetching:
             task.scheduled = True
-            self._unscheduled_tokens -= task.num_tokens
+            self._uncount(task)
             self.scheduler.add(task)
+
+    def _uncount(self, task: PrefillTask) -> None:
+        """It is no longer one of those that wait to be scheduled."""
+        self._unscheduled_tokens -= task.counted
+        task.counted = 0
 
     # -------------------------------------------------------------- blocks that others have
     def _fetch(self, task: PrefillTask, now: float) -> None:
@@ -156,7 +162,7 @@ class PrefillPhase:
             num_slow = min(len(lacking), source.num_slow)
             takes_s = self._fetcher.costs.expected(len(lacking) - num_slow, num_slow, now)
             # What waits here already is computed while blocks come.
-            before = self.waiting_tokens - task.num_tokens
+            before = self.waiting_tokens - task.counted
             if takes_s < self._compute_s(before + len(lacking) * self.pool.block_size):
                 fetching = self._fetcher.start(source, lacking, num_slow, now)
         if fetching is not None:
@@ -320,7 +326,7 @@ class PrefillPhase:
             if task.scheduled:
                 self.scheduler.remove(task)
             else:
-                self._unscheduled_tokens -= task.num_tokens
+                self._uncount(task)
             if task.outgoing is not None:
                 task.outgoing.abort()
                 self._outbox.add(CancelPush(task.transfer_id))

@@ -20,7 +20,8 @@ class PrefillTask:
     no `outgoing` transfer is local: it decodes where it prefills, in blocks reserved for it
     before it started. `sources` may have leading blocks that this node lacks; while they are
     fetched, and until there is room where it will decode (`granted`), it is not `scheduled`.
-    `dropped` are outputs that nobody wants any more.
+    `dropped` are outputs that nobody wants any more; `counted` is what it adds to the tokens that
+    the node says it has yet to compute.
     """
 
     work: Work
@@ -35,6 +36,7 @@ class PrefillTask:
     in_flight: bool = False
     cancelled: bool = False
     dropped: set[int] = field(default_factory=set)
+    counted: int = 0
     seqs: tuple[Sequence, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,17 @@ class PrefillScheduler:
 
     def add(self, task: PrefillTask) -> None:
         self.waiting.push(task, task.work, task.arrived)
-        self.remaining_tokens += task.num_remaining
+        self._count(task, self.to_compute(task))
+
+    def to_compute(self, task: PrefillTask) -> int:
+        """Tokens of a task that is not running yet which no cache here has."""
+        size = self.pool.block_size
+        num_cached = self.pool.peek(task.reusable(size)) * size
+        return task.num_tokens - max(num_cached, task.lead.num_computed)
+
+    def _count(self, task: PrefillTask, tokens: int) -> None:
+        self.remaining_tokens += tokens - task.counted
+        task.counted = tokens
 
     def remove(self, task: PrefillTask) -> bool:
         """Take a task out wherever it stands; its blocks stay its own. False if not here."""
@@ -93,7 +105,7 @@ class PrefillScheduler:
             self._computes_no_more(task)
         elif not self.waiting.remove(task) and not self._undefer(task):
             return False
-        self.remaining_tokens -= task.num_remaining
+        self._count(task, 0)
         return True
 
     def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:
@@ -135,7 +147,7 @@ class PrefillScheduler:
                 del self._computing[key]
                 self._wake(key)
         lead.num_computed = end
-        self.remaining_tokens -= chunk.num_tokens
+        self._count(task, task.num_remaining)
         if end < task.num_tokens:
             return False
         self.running.pop(task.transfer_id, None)
@@ -161,9 +173,8 @@ class PrefillScheduler:
             task.lead.num_computed = num_cached * self.pool.block_size
         elif num_cached * self.pool.block_size > before:
             self._replace_by_cached(task.lead, keys[:num_cached])
-        skipped = task.lead.num_computed - before
-        self.remaining_tokens -= skipped
-        self.cache_hit_tokens += skipped
+        self.cache_hit_tokens += task.lead.num_computed - before
+        self._count(task, task.num_remaining)
         self.waiting.remove(task)
         self.running[task.transfer_id] = task
         for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:

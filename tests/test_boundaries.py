@@ -54,7 +54,16 @@ PURE = (
     "kvstore/prefix.py",
     "kvstore/layout.py",
     "kvstore/transfer.py",
+    "kvstore/fetch.py",
+    "kvstore/publish.py",
+    "kvstore/blocklog.py",
+    "kvstore/directory.py",
+    "kvstore/eviction.py",
+    "kvstore/pool/core.py",
+    "kvstore/pool/tiers.py",
+    "kvstore/pool/effects.py",
     "kvstore/transport/events.py",
+    "pd/popular.py",
 )
 
 COMPUTE = {"torch", "numpy", "numba", "triton", "llvmlite"}

@@ -120,7 +120,7 @@ def test_a_cached_prefix_is_not_computed_again() -> None:
     scheduler.add(make_task(scheduler.pool, prompt))
     run(scheduler, 0.0, 99)
     scheduler.add(make_task(scheduler.pool, (*prompt[:8], 98, 99)))
-    assert scheduler.remaining_tokens == 10
+    assert scheduler.remaining_tokens == 2
     assert spans(run(scheduler, 0.0, 99)) == [(8, 2)]
     assert scheduler.cache_hit_tokens == 8 and scheduler.remaining_tokens == 0
 

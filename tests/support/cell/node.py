@@ -66,8 +66,10 @@ class SimNode:
             len(seq.tokens) for seq in core.decode.scheduler.running.values()
         )
         assert core.prefill.waiting_tokens == sum(
-            task.num_remaining for task in core.prefill.tasks.values() if not task.cancelled
+            task.counted for task in core.prefill.tasks.values() if not task.cancelled
         ), "prompt tokens to compute are miscounted"
+        for task in core.prefill.scheduler.running.values():
+            assert task.counted == task.num_remaining, task
         if self.plan is not None:
             self._check_step(self.plan, holds)
 
