@@ -76,7 +76,8 @@ class BlockLog:
         return messages
 
     def _message(self, tier: Tier, changes: OrderedDict[bytes, bool], num_keys: int) -> BlockEvents:
-        stored, removed = [], []
+        stored: list[bytes] = []
+        removed: list[bytes] = []
         for _ in range(num_keys):
             short, is_stored = changes.popitem(last=False)
             (stored if is_stored else removed).append(short)
