@@ -36,10 +36,10 @@ from pd.messages import (
     UsePool,
 )
 from pd.outbox import Effect, Outbox
-from pd.popular import Popular
 from pd.policies.admit import Overload, admit
 from pd.policies.candidate import Candidate, Placement
 from pd.policies.fit import fits, never_fits
+from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
 from pd.types import Role, Work
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pd.popular import PopularPrefixes
 
-
 SIZE = 16
 
 
