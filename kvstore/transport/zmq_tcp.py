@@ -36,9 +36,9 @@ class ZmqTransport(ChannelTransport):
             # Measured: each message costs our threads about 0.2 ms; longer ones leave the cache
             # between ZeroMQ's copy and ours.
             message_bytes=4 << 20,
-            # More than the senders' window, which is what bounds it: a lower mark stops ZeroMQ's
-            # thread from reading whenever ours has to wait for the GIL.
-            inbox_messages=64,
+            # Per sender. Measured: more that wait means that each has to be given fresh pages by
+            # the kernel, and that none is in the cache any more when its turn comes.
+            inbox_messages=2,
             payload_bytes=limit,
             connections=node.settings.connections,
         )
