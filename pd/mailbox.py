@@ -2,7 +2,8 @@
 
 A mailbox is one PULL socket that everybody connects to and one PUSH socket per peer. Sending
 never blocks and never raises for what the network does: a message that cannot be queued is
-refused and counted, one that is lost on the way is noticed by the next one's number.
+refused and counted, one that is lost with a broken connection is missed by its number and
+sent again.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import zmq
 
 from pd import sockets, wire
 from pd.errors import WireError
-from pd.messages import GatewayHello, Message, NodeHello
+from pd.line import Heard, Said, Verdict
+from pd.messages import Beacon, GatewayHello, Message, NodeHello, Resend
 from pd.types import Peer
 from pd.waker import Waker
 
 log = logging.getLogger(__name__)
 
 _CONTROL = "control"  # the mailbox's name among a peer's endpoints
+_BEAT_S = 0.5  # between two looks for lines that have fallen quiet
 
 
 @dataclass(slots=True, eq=False)
@@ -34,16 +38,7 @@ class _Line:
     peer: Peer
     socket: zmq.Socket[bytes]
     connection: int
-    sequence: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Heard:
-    """What the last message of a sender said about where its conversation stands."""
-
-    epoch: int
-    connection: int
-    next_sequence: int
+    said: Said = field(default_factory=Said)
 
 
 class Mailbox:
@@ -52,7 +47,7 @@ class Mailbox:
     One thread sends and receives; only `wake` may be called from others. What is received
     is from this cluster, from a sender not known to be replaced, and addressed to this
     process: everything else is dropped and counted in `counters`. A sender without an epoch
-    can only say hello. `on_gap(sender)` is called when messages of a sender were lost.
+    can only say hello. `on_gap(sender)` is called when messages of a sender were lost for good.
     """
 
     def __init__(
@@ -76,7 +71,8 @@ class Mailbox:
         self._keys = None if secret is None else sockets.CurveKeys.derive(secret, cluster_id)
         self._lines: dict[str, _Line] = {}
         self._num_connections = 0
-        self._heard: dict[str, _Heard] = {}
+        self._heard: dict[str, Heard] = {}
+        self._next_beat = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._inbox = sockets.bind(
@@ -94,14 +90,16 @@ class Mailbox:
 
     @property
     def epoch(self) -> int:
-        """This process's epoch, 0 until it was welcomed. Setting it numbers messages anew."""
+        """This process's epoch, 0 until it was welcomed. A new one numbers messages anew."""
         return self._epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        if epoch == self._epoch:  # a second welcome, because the first was late
+            return
         self._epoch = epoch
         for line in self._lines.values():
-            line.sequence = 0
+            line.said.restart()
 
     # ------------------------------------------------------------------ peers
     def connect(self, peer: Peer) -> None:
@@ -142,7 +140,7 @@ class Mailbox:
             return False
         (frame,) = wire.encode(
             message, cluster_id=self.cluster_id, sender=self.my_id, sender_epoch=self._epoch,
-            receiver_epoch=line.peer.epoch, connection=line.connection, sequence=line.sequence,
+            receiver_epoch=line.peer.epoch, connection=line.connection, sequence=line.said.sequence,
         )  # fmt: skip
         if len(frame) > self._max_message_bytes:
             self.counters["unsent_too_long"] += 1
@@ -156,9 +154,39 @@ class Mailbox:
         except zmq.Again:
             self.counters["unsent_queue_full"] += 1
             return False
-        line.sequence += 1
+        line.said.add(bytes(frame))
         self.counters["sent"] += 1
         return True
+
+    def _beat(self) -> None:
+        """Tell peers to whom nothing was said lately how much was said before."""
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + _BEAT_S
+        for line in self._lines.values():
+            if line.said.beat() and self._epoch:
+                self._send_beacon(line)
+
+    def _send_beacon(self, line: _Line) -> None:
+        (frame,) = wire.encode(
+            Beacon(line.said.oldest), cluster_id=self.cluster_id, sender=self.my_id,
+            sender_epoch=self._epoch, receiver_epoch=line.peer.epoch,
+            connection=line.connection, sequence=line.said.sequence,
+        )  # fmt: skip
+        with suppress(zmq.Again):
+            line.socket.send(frame, zmq.NOBLOCK)
+
+    def _send_again(self, to: str, wanted: Resend) -> None:
+        line = self._lines.get(to)
+        if line is None or line.connection != wanted.connection:
+            return
+        if wanted.first < line.said.oldest:
+            self._send_beacon(line)
+        with suppress(zmq.Again):
+            for frame in line.said.again(wanted.first, time.monotonic()):
+                line.socket.send(frame, zmq.NOBLOCK)
+                self.counters["resent"] += 1
 
     # ------------------------------------------------------------------ in
     def recv(self, timeout_s: float) -> tuple[str, Message] | None:
@@ -183,6 +211,7 @@ class Mailbox:
 
     def _next(self) -> tuple[str, Message] | None:
         """The next good message that is already here."""
+        self._beat()
         # Bounded: a flood of garbage must not keep the caller from its other work.
         for _ in range(256):
             try:
@@ -213,30 +242,41 @@ class Mailbox:
             if not isinstance(message, NodeHello | GatewayHello):
                 self._drop("stale", f"{type(message).__name__} of {sender}, not yet welcomed")
                 return None
-        elif not self._in_order(header):
-            self._drop("stale", f"epoch {header.sender_epoch} of {sender}")
+        elif not self._in_order(header, message):
+            return None
+        if type(message) is Resend:
+            self._send_again(sender, message)
             return None
         self.counters["received"] += 1
         return sender, message
 
-    def _in_order(self, header: wire.Header) -> bool:
-        """Whether the sender still is who it was; notices what it said and we did not hear."""
-        sender, epoch = header.sender, header.sender_epoch
+    def _in_order(self, header: wire.Header, message: Message) -> bool:
+        """Whether this is to be taken: its sender still is who it was, and this comes next."""
+        sender, epoch, now = header.sender, header.sender_epoch, time.monotonic()
         line = self._lines.get(sender)
-        if line is not None and epoch < line.peer.epoch:
-            return False
         heard = self._heard.get(sender)
+        stale = line is not None and epoch < line.peer.epoch
         if heard is None or (epoch, header.connection) > (heard.epoch, heard.connection):
-            heard = self._heard[sender] = _Heard(epoch, header.connection, 0)
-        elif (epoch, header.connection) < (heard.epoch, heard.connection):
+            if not stale:
+                heard = self._heard[sender] = Heard(epoch, header.connection)
+        else:
+            stale |= (epoch, header.connection) < (heard.epoch, heard.connection)
+        if stale or heard is None:
+            self._drop("stale", f"epoch {epoch} of {sender}")
             return False
-        gap = header.sequence != heard.next_sequence
-        heard.next_sequence = header.sequence + 1
-        if gap:
+        if type(message) is Beacon:
+            verdict = heard.beacon(header.sequence, message.oldest, now)
+        else:
+            verdict = heard.judge(header.sequence, now, can_ask=line is not None)
+        if verdict is Verdict.GAP:
             self.counters["gaps"] += 1
             if self.on_gap is not None:
                 self.on_gap(sender)
-        return True
+        elif verdict is not Verdict.TAKE:
+            self.counters[f"dropped_{verdict.value}"] += 1
+        if heard.asks(now):
+            self.send(sender, Resend(heard.connection, heard.next_sequence))
+        return type(message) is not Beacon and verdict in (Verdict.TAKE, Verdict.GAP)
 
     def _drop(self, reason: str, detail: object) -> None:
         self.counters[f"dropped_{reason}"] += 1

@@ -375,12 +375,32 @@ class Fetch:
     blocks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Beacon:
+    """No message: its number is the next one's, so that lost ones are missed. Mailboxes' own.
+
+    `oldest` is the number of the first message that can still be sent again."""
+
+    oldest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """These messages of yours have not arrived: send those from `first` on again. Mailboxes' own.
+
+    `connection` is that of the messages."""
+
+    connection: int
+    first: int
+
+
 Message = (
     NodeHello | GatewayHello | Welcome | Heartbeat | Snapshot | Peers | PeerLost | CellStatus
     | Submit | Admitted | Rejected | Interrupted | Cancel | Finished
     | Reserve | StartPrefill | Abort | Tokens
     | Granted | PrefillDone | Renew | AbortTransfer | Stopped | Started
     | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
+    | Beacon | Resend
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -392,6 +412,7 @@ KINDS: dict[int, type] = dict(
             Reserve, StartPrefill, Abort, Tokens,
             Granted, PrefillDone, Renew, AbortTransfer, Stopped, Started,
             BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
+            Beacon, Resend,
         ),
         start=1,
     )

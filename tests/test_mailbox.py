@@ -191,6 +191,57 @@ def test_a_gap_is_noticed(make: Callable[..., Mailbox], raw: Callable) -> None:
     assert a.counters["dropped_stale"] == 1 and a.counters["gaps"] == 2
 
 
+class Lossy:
+    """A mailbox's socket to one peer that loses some of what it is given."""
+
+    def __init__(self, box: Mailbox, peer_id: str, lost: set[int]) -> None:
+        self._line, self._lost, self._count = box._lines[peer_id], lost, 0
+        self._socket, self._line.socket = self._line.socket, self  # type: ignore[assignment]
+
+    def send(self, frame: bytes, flags: int) -> None:
+        self._count += 1
+        if self._count not in self._lost:
+            self._socket.send(frame, flags)
+
+    def close(self, linger: int | None = None) -> None:
+        self._socket.close(linger)
+
+
+@pytest.mark.parametrize(
+    "lost", [{1}, {5}, {2, 3, 7}, {20}, set(range(15, 24)), set(range(1, 41, 2))]
+)
+def test_what_was_lost_is_sent_again(make: Callable[..., Mailbox], lost: set[int]) -> None:
+    """Also the last message, after which none shows that it is missing."""
+    gaps: list[str] = []
+    a, b = make("a", 1), make("b", 1, on_gap=gaps.append)
+    a.connect(peer_of(b))
+    b.connect(peer_of(a))
+    Lossy(a, "b", lost)
+    for number in range(20):
+        assert a.send("b", Stopped(number))
+    received: list[object] = []
+    deadline = time.monotonic() + 20
+    while len(received) < 20 and time.monotonic() < deadline:
+        assert a.recv(0.0) is None
+        if (got := b.recv(0.01)) is not None:
+            received.append(got)
+    assert received == [("a", Stopped(number)) for number in range(20)]
+    assert not gaps and b.counters["received"] == 20 and a.counters["resent"] > 0
+
+
+def test_a_repeated_welcome_does_not_number_anew(make: Callable[..., Mailbox]) -> None:
+    a, b = make("a", 3), make("b", 1)
+    a.connect(peer_of(b))
+    b.connect(peer_of(a))
+    a.send("b", Stopped(1))
+    a.epoch = 3
+    a.send("b", Stopped(2))
+    assert recv_all(b, 2) == [("a", Stopped(1)), ("a", Stopped(2))]
+    a.epoch = 4
+    a.send("b", Stopped(3))
+    assert recv_all(b, 1) == [("a", Stopped(3))]
+
+
 def test_a_full_queue_refuses_and_does_not_block(make: Callable[..., Mailbox]) -> None:
     a = make("a", 1, high_water_mark=10)
     a.connect(Peer("b", 1, {"control": "tcp://127.0.0.1:1"}))  # nobody listens there
