@@ -29,7 +29,7 @@ from pd.placement import (
     free_port,
     here,
     needs_of,
-    on,
+    on_host_of,
     place_of,
 )
 from pd.sockets import is_loopback
@@ -149,9 +149,9 @@ class Cluster:
         for i, (host, layout) in enumerate(sorted(homes.items())):
             pool_id = f"pool-{i}"
             launch = PoolLaunch(pool_id, cluster_id, coordinator, config, layout, secret)
-            pools[pool_id] = _actor(PoolActor, pool_id, _SUPERVISION_CALLS, **on(host)).remote(
-                launch
-            )
+            pools[pool_id] = _actor(
+                PoolActor, pool_id, _SUPERVISION_CALLS, **on_host_of(host)
+            ).remote(launch)
             started.append(pools[pool_id])
         for handle in pools.values():
             _get(handle.loaded.remote(), deadline)

@@ -71,12 +71,15 @@ def start_ray(num_cpus: int) -> None:
 
 def here() -> dict[str, Any]:
     """Options of an actor that stays on the host that starts the cell: its address is known."""
-    return on(ray.get_runtime_context().get_node_id())
-
-
-def on(node_id: str) -> dict[str, Any]:
-    """Options of an actor that stays on this host of Ray's."""
+    node_id = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def on_host_of(node_id: str) -> dict[str, Any]:
+    """Options of an actor that stays on the host of this Ray node, also when Ray is started anew
+    there: a host that was cut off for long comes back as another Ray node."""
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == node_id]
+    return {"resources": {f"node:{node['NodeManagerAddress']}": 1e-4}}
 
 
 def free_port(address: str, option: str) -> int:
