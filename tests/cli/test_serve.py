@@ -65,8 +65,9 @@ def test_serve_talk_and_stop(tiny_model_dir: Path) -> None:
         assert answer.metrics.prefill_node == "prefill-0"
         assert answer.metrics.decode_node == "decode-0"
         cell = json.loads(pd("status", "--url", url, "--json"))
-        assert [node["role"] for node in cell["nodes"]] == ["prefill", "decode"]
+        assert [node["role"] for node in cell["nodes"]] == ["prefill", "decode", "pool"]
         assert "decode-0" in pd("status", "--url", url)
+        assert "pool-0" in pd("kv", "--url", url)
         # As a terminal does: the signal goes to everything that was started from it.
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 0
@@ -75,17 +76,6 @@ def test_serve_talk_and_stop(tiny_model_dir: Path) -> None:
         assert "Traceback" not in log
         assert "stopped" in log
         assert not [child for child in family if child.is_running()]
-
-
-@pytest.mark.live
-def test_mixed_nodes_serve_both_phases(tiny_model_dir: Path) -> None:
-    with server("--model", str(tiny_model_dir), "--mixed", "1") as (process, url):
-        with Client(url) as client:
-            answer = client.generate("hello", max_tokens=8, temperature=0)
-        assert answer.metrics is not None
-        assert answer.metrics.prefill_node == answer.metrics.decode_node == "mixed-0"
-        process.terminate()
-        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.live
