@@ -58,6 +58,7 @@ PURE = (
     "kvstore/publish.py",
     "kvstore/blocklog.py",
     "kvstore/directory.py",
+    "kvstore/adaptive_lru.py",
     "kvstore/eviction.py",
     "kvstore/pool/core.py",
     "kvstore/pool/tiers.py",

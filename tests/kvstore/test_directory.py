@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -23,13 +24,17 @@ names = st.sampled_from(NAMES)
 tiers = st.sampled_from(TIERS)
 
 
-def packed(keys: list[int]) -> bytes:
+def packed(keys: Iterable[int]) -> bytes:
     return b"".join(key.to_bytes(8, "little") for key in keys)
 
 
 def events(
-    seq: int, stored: list[int], removed: list[int] = [], tier: Tier = "node", reset: bool = False
-) -> BlockEvents:  # fmt: skip
+    seq: int,
+    stored: Sequence[int],
+    removed: Sequence[int] = (),
+    tier: Tier = "node",
+    reset: bool = False,
+) -> BlockEvents:
     return BlockEvents(seq, reset, tier, packed(stored), packed(removed))
 
 
