@@ -64,6 +64,7 @@ class Codec:
     """Encodes and decodes the message classes of one conversation, by their kind number."""
 
     def __init__(self, kinds: Mapping[int, type]) -> None:
+        self.kinds = dict(kinds)
         self._kind_of = {message: kind for kind, message in kinds.items()}
         self._name_of = {kind: message.__name__ for kind, message in kinds.items()}
         self._decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {
