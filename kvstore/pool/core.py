@@ -241,6 +241,7 @@ class PoolCore:
         transfer.stopped()
         del self.receiving[transfer.transfer_id]
         self.outbox.add(Forget(transfer.transfer_id))
+        self.tiers.settle(receiving.keys[: receiving.stored])
         self._coming.difference_update(receiving.keys[receiving.stored :])
         self.tiers.give_back(transfer.blocks[receiving.stored :])
 
@@ -265,8 +266,8 @@ class PoolCore:
             if key not in tiers:
                 break
             tiers.pin(key)
-            tiers.touch(key)
             keys.append(key)
+        tiers.touch(keys)
         reading: set[bytes] = set()
         for i, key in enumerate(keys):
             if tiers.page_of(key) is None:

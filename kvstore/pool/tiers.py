@@ -8,7 +8,7 @@ its turn has come, or when the disk fails: that is a miss later, never wrong dat
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from kvstore.blocklog import BlockLog
 from kvstore.eviction import make_eviction
@@ -45,6 +45,7 @@ class Tiers:
         self._max_writes, self._max_reads = max_writes, max_reads
         self._free_pages = list(range(num_pages - 1, -1, -1))
         self._page_of: dict[bytes, int] = {}
+        self._fresh: set[bytes] = set()  # stored, and the rest of their prompt still to come
         self._pins: Counter[bytes] = Counter()
         self._dram = make_eviction(eviction, num_pages)
         self._free_slots = list(range(num_slots - 1, -1, -1))
@@ -106,14 +107,28 @@ class Tiers:
         self._free_pages.extend(pages)
 
     def store(self, key: bytes, page: int) -> None:
-        """A page that was taken now holds this block, which no tier had."""
-        self._place(key, page)
-        if self.num_slots:
-            self._unwritten[key] = None
+        """A page that was taken now holds this block, which no tier had. It is findable at once,
+        and not evicted before `settle`."""
+        self._page_of[key] = page
+        self._fresh.add(key)
+        self._log.stored(key, "dram")
 
-    def touch(self, key: bytes) -> None:
-        """It was asked for."""
-        (self._dram if key in self._page_of else self._disk).touch(key)
+    def settle(self, keys: Sequence[bytes]) -> None:
+        """Blocks of one prompt, in its order, were stored. The last counts as the oldest, here
+        and on the disk: without those before it, it is worth nothing."""
+        self._fresh.difference_update(keys)
+        for key in reversed(keys):
+            self._dram.insert(key)
+            if self.num_slots:
+                self._unwritten[key] = None
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Blocks of one prompt, in its order, were asked for."""
+        for key in reversed(keys):
+            if key not in self._page_of:
+                self._disk.touch(key)
+            elif key not in self._fresh:
+                self._dram.touch(key)
 
     def pin(self, key: bytes) -> None:
         self._pins[key] += 1
@@ -123,11 +138,6 @@ class Tiers:
             self._pins[key] -= 1
             if not self._pins[key]:
                 del self._pins[key]
-
-    def _place(self, key: bytes, page: int) -> None:
-        self._page_of[key] = page
-        self._dram.insert(key)
-        self._log.stored(key, "dram")
 
     # -------------------------------------------------------------- the disk
     def recovered(self, slots: Iterable[tuple[int, bytes]]) -> int:
@@ -191,7 +201,9 @@ class Tiers:
         page = self._reading.pop(key)
         if ok:
             self._counters["read"] += 1
-            self._place(key, page)
+            self._page_of[key] = page
+            self._dram.insert(key)
+            self._log.stored(key, "dram")
             return
         self._free_pages.append(page)
         slot = self._slot_of.pop(key)
@@ -217,8 +229,9 @@ class Tiers:
         slots = [*self._free_slots, *self._slot_of.values(), *self._writing.values()]
         assert sorted(slots) == list(range(self.num_slots)), "a slot leaked or is used twice"
         assert self._pins == pins + Counter(self._writing.keys()), "a pin leaked or is missing"
-        assert len(self._dram) == len(self._page_of) and len(self._disk) == len(self._slot_of)
-        assert all(key in self._dram for key in self._page_of)
+        assert len(self._dram) + len(self._fresh) == len(self._page_of)
+        assert len(self._disk) == len(self._slot_of)
+        assert all((key in self._dram) != (key in self._fresh) for key in self._page_of)
         assert all(key in self._disk for key in self._slot_of)
         assert all(key in self._page_of for key in (*self._unwritten, *self._writing))
         assert all(key in self._slot_of for key in self._reading)

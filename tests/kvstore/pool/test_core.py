@@ -154,6 +154,30 @@ def test_a_block_that_is_sent_is_not_evicted() -> None:
     assert pool.core.counters["evicted"] == pool.core.counters["dropped"] == 1
 
 
+def test_a_prompt_loses_its_last_block_first() -> None:
+    pool = Driver(num_pages=3)
+    pool.put(1, 10, 11, 12)
+    pool.put(2, 20)
+    pool.fetch(3, 10, 11, 12)
+    (push,) = pool.did(Push)
+    assert len(push.src) == 2
+    pool.pushed(push)
+    pool.put(4, 21)  # 20 was put before the others were asked for
+    pool.fetch(5, 10, 11)
+    assert len(pool.did(Push)[0].src) == 2
+
+
+def test_a_block_is_not_evicted_while_the_rest_of_its_prompt_comes() -> None:
+    pool = Driver(num_pages=3)
+    pool.put(1, 10, 11, land=False)
+    pool.arrive(1, 0, 1)
+    pool.put(2, 20)
+    assert pool.put(3, 30, land=False).places == (0,), "in place of 20"
+    assert pool.put(4, 40, land=False).places == ()
+    pool.fetch(5, 10)
+    assert pool.did(Push), "findable meanwhile"
+
+
 def test_what_changes_is_reported_and_reported_again() -> None:
     pool = Driver(num_pages=2)
     pool.put(1, 10, 11)
