@@ -12,9 +12,11 @@ from enum import Enum
 
 MAX_KEPT = 1024  # messages
 MAX_KEPT_BYTES = 4 << 20
-BEACONS = 8  # after the last message: the connection may break more than once
+# Beats of silence after which beacons are sent: soon, and again long after, because what was on
+# its way for long, over a link that was cut, is lost all together.
+BEACONS = frozenset(1 << i for i in range(8))
 ASK_S = 0.3  # between two requests for the same messages
-GIVE_UP_S = 3.0  # after which what nobody sends again is done without: silence is worse
+GIVE_UP_S = 5.0  # after which what nobody sends again is done without: silence is worse
 
 
 @dataclass(slots=True)
@@ -24,7 +26,7 @@ class Said:
     sequence: int = 0  # of the next message
     _kept: deque[bytes] = field(default_factory=deque)
     _num_bytes: int = 0
-    _beacons_due: int = 0
+    _num_quiet_beats: int = 0
     _at_last_beat: int = 0
     _last_again: tuple[int, float] = (-1, float("-inf"))
 
@@ -50,6 +52,7 @@ class Said:
         if self._last_again[0] == sequence and now - self._last_again[1] < ASK_S:
             return []
         self._last_again = sequence, now
+        self._num_quiet_beats = 0  # these may be lost as well
         return list(self._kept)[max(0, sequence - self.oldest) :]
 
     def beat(self) -> bool:
@@ -58,16 +61,14 @@ class Said:
         The next message tells it as well; a beacon is for when there is none.
         """
         if self.sequence != self._at_last_beat:
-            self._at_last_beat = self.sequence
-            self._beacons_due = BEACONS
+            self._at_last_beat, self._num_quiet_beats = self.sequence, 0
             return False
-        due = self._beacons_due > 0
-        self._beacons_due -= due
-        return due
+        self._num_quiet_beats += 1
+        return self.sequence > 0 and self._num_quiet_beats in BEACONS
 
     def restart(self) -> None:
         """Count anew: what was said before is another conversation's."""
-        self.sequence = self._num_bytes = self._beacons_due = self._at_last_beat = 0
+        self.sequence = self._num_bytes = self._num_quiet_beats = self._at_last_beat = 0
         self._kept.clear()
 
 
@@ -113,8 +114,10 @@ class Heard:
         return Verdict.WAIT if self.next_sequence < sequence else Verdict.TAKE
 
     def asks(self, now: float) -> bool:
-        """Whether it is time to ask for what is missing."""
+        """Whether it is time to ask, once more, for what is missing."""
         if self._missing_since is None or now - self._asked_at < ASK_S:
+            return False
+        if now - self._missing_since > 2 * GIVE_UP_S:
             return False
         self._asked_at = now
         return True

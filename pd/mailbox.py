@@ -28,7 +28,7 @@ from pd.waker import Waker
 log = logging.getLogger(__name__)
 
 _CONTROL = "control"  # the mailbox's name among a peer's endpoints
-_BEAT_S = 0.5  # between two looks for lines that have fallen quiet
+_BEAT_S = 0.5  # between two looks for lines that have fallen quiet, or lack messages
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +159,8 @@ class Mailbox:
         return True
 
     def _beat(self) -> None:
-        """Tell peers to whom nothing was said lately how much was said before."""
+        """Tell peers to whom nothing was said lately how much was said before, and ask again for
+        what is missing: the last request may have been lost, too."""
         now = time.monotonic()
         if now < self._next_beat:
             return
@@ -167,6 +168,12 @@ class Mailbox:
         for line in self._lines.values():
             if line.said.beat() and self._epoch:
                 self._send_beacon(line)
+        for sender, heard in self._heard.items():
+            self._ask(sender, heard, now)
+
+    def _ask(self, sender: str, heard: Heard, now: float) -> None:
+        if heard.asks(now):
+            self.send(sender, Resend(heard.connection, heard.next_sequence))
 
     def _send_beacon(self, line: _Line) -> None:
         (frame,) = wire.encode(
@@ -274,8 +281,7 @@ class Mailbox:
                 self.on_gap(sender)
         elif verdict is not Verdict.TAKE:
             self.counters[f"dropped_{verdict.value}"] += 1
-        if heard.asks(now):
-            self.send(sender, Resend(heard.connection, heard.next_sequence))
+        self._ask(sender, heard, now)
         return type(message) is not Beacon and verdict in (Verdict.TAKE, Verdict.GAP)
 
     def _drop(self, reason: str, detail: object) -> None:
