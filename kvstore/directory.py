@@ -5,10 +5,13 @@ collide there only misroute a request: holders look up whole keys.
 
 Made for 10 million blocks and 1,000 holders in one process. What keeps it small and even:
 
-- The table is 4,096 dicts, chosen by the low 12 bits of a key: none is ever large enough for
-  its growth to be noticed, and the 52 bits that are left make the smallest int that will do.
-- Equal sets of places are one tuple, so a block costs an entry of a dict and an int. The
+- The table is 512 dicts, chosen by the low 9 bits of a key: none is ever so large that its growth
+  is noticed (1 ms at 10 million blocks), and the bits that are left make a smaller int. With
+  more of them a lookup would miss the processor's caches more often.
+- Equal sets of places are one object, so a block costs an entry of a dict and an int. The
   blocks of a prompt mostly lie in the same places, and that is then seen by identity.
+- That object is `bytes`: a dict of ints and bytes is nothing that Python's garbage collector
+  looks into, which with 10 million tuples would stop the process for 0.4 s every so often.
 - Nothing is kept per holder but a count. A holder that leaves is struck off in O(1); `sweep`
   gives its memory back piecemeal, in one pass over the table however many have left.
 """
@@ -17,28 +20,31 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pd.messages import BlockEvents
 from pd.types import Tier
 
-# A place is an int: a holder's slot, and below it one bit for each tier it has the block in.
+# A place is a 32-bit int: a holder's slot, and below it a bit for each tier it has the block in.
 _TIER_BITS: dict[Tier, int] = {"node": 1, "dram": 2, "disk": 4}
 _SLOW = _TIER_BITS["disk"]
 _TIERS_WIDTH = 3
 _ALL_TIERS = (1 << _TIERS_WIDTH) - 1
 
-Places = tuple[int, ...]  # ascending, each holder once
-_NOWHERE: Places = ()
+Places = bytes  # packed, ascending, each holder once
+_NOWHERE: Places = b""
 
-_SHARD_BITS = 12
+_SHARD_BITS = 9
 _NUM_SHARDS = 1 << _SHARD_BITS
 _SHARD_MASK = _NUM_SHARDS - 1
 
-# The tuples that may be shared, counted in places: some 16 MB at most.
-_MAX_SHARED = 1 << 20
-_TUPLE_COST = 16  # what a tuple and its entry take, in places
+# A dict keeps the room of what it lost: when this share of one is left, it is copied.
+_WORTH_A_COPY = 0.75
+
+# What may be remembered in order to be shared, in bytes, and what each takes beside its places.
+_MAX_SHARED = 16 << 20
+_SHARED_COST = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class PrefixDirectory:
         self._sweeping: set[int] = set()  # slots left before: no trace of them after this pass
         self._next_shard = 0
         self._shared: dict[Places, Places] = {}
-        self._shared_places = 0
+        self._shared_bytes = 0
 
     def __len__(self) -> int:
         """Blocks in the table, those of holders that left included until they are swept."""
@@ -142,7 +148,7 @@ class PrefixDirectory:
             raise ValueError(
                 f"block events of {holder}: no tier {events.tier!r}, one of {sorted(_TIER_BITS)}"
             )
-        removed, stored = _unpack(holder, events.removed), _unpack(holder, events.stored)
+        removed, stored = _keys(holder, events.removed), _keys(holder, events.stored)
         if events.seq < found.next_seq:
             return found.in_sync
         if events.reset:
@@ -189,7 +195,7 @@ class PrefixDirectory:
         """The new set of places, and 1 if the slot is in only one of the two."""
         tiers = 0
         others = []
-        for place in places:
+        for place in _unpacked(places):
             if place >> _TIERS_WIDTH == slot:
                 tiers = place & _ALL_TIERS
             elif self._names[place >> _TIERS_WIDTH] is not None:
@@ -198,19 +204,19 @@ class PrefixDirectory:
         if now:
             others.append(slot << _TIERS_WIDTH | now)
             others.sort()
-        return self._share(tuple(others)), int(bool(tiers) != bool(now))
+        return self._share(_packed(others)), int(bool(tiers) != bool(now))
 
     def _share(self, places: Places) -> Places:
-        """The one tuple of these places. Forgetting some now and then only costs sharing."""
+        """The one object for these places. Forgetting some now and then only costs sharing."""
         if not places:
             return _NOWHERE
         known = self._shared.get(places)
         if known is not None:
             return known
-        self._shared_places += _TUPLE_COST + len(places)
-        if self._shared_places > _MAX_SHARED:
+        self._shared_bytes += _SHARED_COST + len(places)
+        if self._shared_bytes > _MAX_SHARED:
             self._shared.clear()
-            self._shared_places = _TUPLE_COST + len(places)
+            self._shared_bytes = _SHARED_COST + len(places)
         self._shared[places] = places
         return places
 
@@ -242,13 +248,12 @@ class PrefixDirectory:
 
     def _living(self, places: Places) -> set[int]:
         names = self._names
-        return {
-            slot for place in places if names[slot := place >> _TIERS_WIDTH] is not None
-        }
+        slots = (place >> _TIERS_WIDTH for place in _unpacked(places))
+        return {slot for slot in slots if names[slot] is not None}
 
     @staticmethod
     def _extend(slow: dict[int, int], places: Places, num_blocks: int) -> None:
-        for place in places:
+        for place in _unpacked(places):
             if place & _ALL_TIERS == _SLOW and place >> _TIERS_WIDTH in slow:
                 slow[place >> _TIERS_WIDTH] += num_blocks
 
@@ -286,21 +291,34 @@ class PrefixDirectory:
     def _sweep_shard(self, index: int) -> int:
         """Strike everybody off who left. At least 1, so that empty shards end a step, too."""
         shard = self._shards[index]
-        living: dict[Places, Places] = {}
-        changed = False
+        num_blocks = len(shard)
+        struck: dict[Places, Places] = {}
         for places in set(shard.values()):
-            kept = tuple(place for place in places if self._names[place >> _TIERS_WIDTH] is not None)
-            changed = changed or len(kept) < len(places)
-            living[places] = self._share(kept)
-        if changed:
-            # A new dict, because one that loses entries keeps their room.
-            self._shards[index] = {
-                rest: kept for rest, places in shard.items() if (kept := living[places])
-            }
-        return 1 + len(shard)
+            every = _unpacked(places)
+            kept = [place for place in every if self._names[place >> _TIERS_WIDTH] is not None]
+            if len(kept) < len(every):
+                struck[places] = self._share(_packed(kept))
+        if struck:
+            for rest, places in [item for item in shard.items() if item[1] in struck]:
+                after = struck[places]
+                if after:
+                    shard[rest] = after
+                else:
+                    del shard[rest]
+        if len(shard) < _WORTH_A_COPY * num_blocks:
+            self._shards[index] = dict(shard)
+        return 1 + num_blocks
 
 
-def _unpack(holder: str, packed: bytes) -> Sequence[int]:
+def _packed(places: Iterable[int]) -> Places:
+    return array("I", places).tobytes()
+
+
+def _unpacked(places: Places) -> Sequence[int]:
+    return array("I", places)
+
+
+def _keys(holder: str, packed: bytes) -> Sequence[int]:
     if len(packed) % 8:
         raise ValueError(
             f"block events of {holder}: {len(packed)} bytes are not keys of 8 bytes each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterable, Sequence
 
@@ -266,16 +267,31 @@ def test_a_set_of_places_is_kept_once() -> None:
     assert len(directory.lookup(range(1000, 1050)).leading) == 300
 
 
-def test_what_may_be_shared_is_bounded() -> None:
+def test_what_may_be_shared_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.directory._MAX_SHARED", 20_000)
     rng = random.Random(1)
     directory = PrefixDirectory()
-    directory_limit = 1 << 20
-    for number in range(40):
-        directory.join(str(number))
+    model: dict[str, set[int]] = {str(number): set() for number in range(40)}
+    for name in model:
+        directory.join(name)
     for seq in range(1, 4):
-        for number in range(40):
-            chosen = [key for key in range(30_000) if rng.random() < 0.1]
-            directory.apply(str(number), events(seq, chosen))
-            assert directory._shared_places <= directory_limit
-            held = sum(map(len, directory._shared))
-            assert held <= directory._shared_places
+        for name, mine in model.items():
+            chosen = [key for key in range(1_000) if rng.random() < 0.1]
+            directory.apply(name, events(seq, chosen))
+            mine.update(chosen)
+            assert sum(map(len, directory._shared)) <= 20_000
+    for key in range(1_000):
+        having = {name for name, mine in model.items() if key in mine}
+        assert set(directory.lookup([key]).leading) == having
+
+
+def test_the_garbage_collector_does_not_look_into_the_table() -> None:
+    """At full size it would stop the coordinator for a good part of a second."""
+    directory = PrefixDirectory()
+    for name in NAMES:
+        directory.join(name)
+        directory.apply(name, events(1, range(5_000)))
+    directory.drop("a")
+    while directory.sweep(10_000):
+        pass
+    assert not any(map(gc.is_tracked, directory._shards))
