@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pd.coordinator import Coordinator
 from pd.mailbox import Mailbox
-from pd.messages import CellStatus, GatewayHello, Message, NodeHello, Welcome
+from pd.messages import CellStatus, GatewayHello, Heartbeat, Message, NodeHello, Welcome
 from pd.outbox import Kill, Send
 from pd.types import Peer
 
@@ -43,6 +43,7 @@ class CoordinatorRunner:
         self._status = core.status(clock())
         self._stopping = threading.Event()
         mailbox.epoch = EPOCH
+        mailbox.on_held = self._alive
 
     @property
     def status(self) -> CellStatus:
@@ -83,6 +84,10 @@ class CoordinatorRunner:
             self._core.on_message(sender, message, self._clock())
             self._act()
             timeout_s = 0.0
+
+    def _alive(self, sender: str) -> None:
+        """What it says has to wait for what it said before; that it lives is known now."""
+        self._core.on_message(sender, Heartbeat(sender), self._clock())
 
     def _introduce(self, sender: str, hello: NodeHello | GatewayHello) -> None:
         """A process that has no epoch yet is addressed without one."""

@@ -16,7 +16,7 @@ MAX_KEPT_BYTES = 4 << 20
 # its way for long, over a link that was cut, is lost all together.
 BEACONS = frozenset(1 << i for i in range(8))
 ASK_S = 0.3  # between two requests for the same messages
-GIVE_UP_S = 5.0  # after which what nobody sends again is done without: silence is worse
+GIVE_UP_S = 8.0  # after which what nobody sends again is done without
 
 
 @dataclass(slots=True)

@@ -47,7 +47,8 @@ class Mailbox:
     One thread sends and receives; only `wake` may be called from others. What is received
     is from this cluster, from a sender not known to be replaced, and addressed to this
     process: everything else is dropped and counted in `counters`. A sender without an epoch
-    can only say hello. `on_gap(sender)` is called when messages of a sender were lost for good.
+    can only say hello. `on_gap(sender)` is called when messages of a sender were lost for good,
+    `on_held(sender)` when one is held back until those before it have come.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Mailbox:
         self.my_id = my_id
         self.cluster_id = cluster_id
         self.on_gap = on_gap
+        self.on_held: Callable[[str], None] | None = None
         self.counters: Counter[str] = Counter()
         self._epoch = 0
         self._max_message_bytes = max_message_bytes
@@ -172,12 +174,17 @@ class Mailbox:
             self._ask(sender, heard, now)
 
     def _ask(self, sender: str, heard: Heard, now: float) -> None:
-        if heard.asks(now):
-            self.send(sender, Resend(heard.connection, heard.next_sequence))
+        line = self._lines.get(sender)
+        if line is not None and heard.asks(now):
+            self._send_unnumbered(line, Resend(heard.connection, heard.next_sequence))
 
     def _send_beacon(self, line: _Line) -> None:
+        self._send_unnumbered(line, Beacon(line.said.oldest))
+
+    def _send_unnumbered(self, line: _Line, message: Beacon | Resend) -> None:
+        """These wait for no others, or two that both lack messages would wait for each other."""
         (frame,) = wire.encode(
-            Beacon(line.said.oldest), cluster_id=self.cluster_id, sender=self.my_id,
+            message, cluster_id=self.cluster_id, sender=self.my_id,
             sender_epoch=self._epoch, receiver_epoch=line.peer.epoch,
             connection=line.connection, sequence=line.said.sequence,
         )  # fmt: skip
@@ -251,9 +258,6 @@ class Mailbox:
                 return None
         elif not self._in_order(header, message):
             return None
-        if type(message) is Resend:
-            self._send_again(sender, message)
-            return None
         self.counters["received"] += 1
         return sender, message
 
@@ -271,6 +275,9 @@ class Mailbox:
         if stale or heard is None:
             self._drop("stale", f"epoch {epoch} of {sender}")
             return False
+        if type(message) is Resend:
+            self._send_again(sender, message)
+            return False
         if type(message) is Beacon:
             verdict = heard.beacon(header.sequence, message.oldest, now)
         else:
@@ -281,6 +288,8 @@ class Mailbox:
                 self.on_gap(sender)
         elif verdict is not Verdict.TAKE:
             self.counters[f"dropped_{verdict.value}"] += 1
+            if self.on_held is not None:
+                self.on_held(sender)
         self._ask(sender, heard, now)
         return type(message) is not Beacon and verdict in (Verdict.TAKE, Verdict.GAP)
 

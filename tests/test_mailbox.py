@@ -229,6 +229,29 @@ def test_what_was_lost_is_sent_again(make: Callable[..., Mailbox], lost: set[int
     assert not gaps and b.counters["received"] == 20 and a.counters["resent"] > 0
 
 
+def test_two_that_both_lack_messages_do_not_wait_for_each_other(
+    make: Callable[..., Mailbox],
+) -> None:
+    held: list[str] = []
+    a, b = make("a", 1), make("b", 1)
+    a.connect(peer_of(b))
+    b.connect(peer_of(a))
+    b.on_held = held.append
+    Lossy(a, "b", {1, 2})
+    Lossy(b, "a", {1, 2})
+    for number in range(4):
+        a.send("b", Stopped(number))
+        b.send("a", Stopped(number))
+    received: dict[str, list[object]] = {"a": [], "b": []}
+    deadline = time.monotonic() + 20
+    while min(map(len, received.values())) < 4 and time.monotonic() < deadline:
+        for box in (a, b):
+            if (got := box.recv(0.01)) is not None:
+                received[box.my_id].append(got[1])
+    assert received == {name: [Stopped(number) for number in range(4)] for name in "ab"}
+    assert set(held) == {"a"}
+
+
 def test_a_repeated_welcome_does_not_number_anew(make: Callable[..., Mailbox]) -> None:
     a, b = make("a", 3), make("b", 1)
     a.connect(peer_of(b))
