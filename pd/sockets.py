@@ -73,6 +73,14 @@ def check_bind(address: str, keys: CurveKeys | None) -> None:
         )
 
 
+def bind_host(address: str) -> str:
+    """The host of an address to listen on, as other libraries want it."""
+    match = _TCP.fullmatch(address)
+    if match is None:
+        raise ConfigError(f"{address!r} has no host: write tcp://HOST:PORT")
+    return match["host"].strip("[]")
+
+
 def bind(
     context: zmq.Context[zmq.Socket[bytes]],
     kind: int,

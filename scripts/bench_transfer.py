@@ -236,7 +236,7 @@ def measure(num_blocks: int, rounds: int) -> list[dict[str, object]]:
         raw_zmq(num_blocks, rounds, secret=True),
         *(
             transport(name, verify, num_blocks, rounds)
-            for name in ("inproc", "shm", "zmq")
+            for name in ("inproc", "shm", "zmq", "torch")
             for verify in (True, False)
         ),
         transport("zmq", True, num_blocks, rounds, secret=True),

@@ -61,6 +61,7 @@ class TransportSettings:
     stall_timeout_s: float = 10.0
     max_queued_pushes: int = 1 << 16
     wire_dtype: str | None = None
+    device: str = "cpu"  # "cuda": KV is on a GPU, which transports between GPUs may use
     connections: int = field(default_factory=lambda: max(1, min(4, (os.cpu_count() or 1) // 4)))
 
 
@@ -76,6 +77,8 @@ class LocalNode:
     epoch: int = 0
     expected: Expected = field(default_factory=Expected)
     counters: Counter[str] = field(default_factory=Counter)
+    # (transport, peer, its epoch) that turned out not to work, for the hub to take another.
+    unusable: set[tuple[str, str, int]] = field(default_factory=set)
 
 
 class PushState:

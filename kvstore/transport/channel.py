@@ -30,6 +30,7 @@ from pd import sockets
 from pd.errors import TransferError, WireError
 from pd.types import Peer
 from pd.waker import Waker
+from pd.wire import Header
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ChannelTransport(Transport):
             self._context.term()
             raise
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._inbox = Inbox(node, self.name, socket, self._land, payload_bytes)
+        self._inbox = Inbox(node, self.name, socket, self._land, payload_bytes, self._hear)
         self._lanes: dict[str, Lane] = {}
         self._settling: list[tuple[Piece, bool]] = []  # answered, but ZeroMQ still reads them
         self._waker = Waker()
@@ -107,11 +108,23 @@ class ChannelTransport(Transport):
         """Send a piece on its way: (digest, payload frames). TransferError if impossible."""
 
     @abstractmethod
-    def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool:
-        """Take in the bytes of the pages; whether they are what the sender sent."""
+    def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool | None:
+        """Take in the bytes of the pages; whether they are what the sender sent. None if that
+        is yet to be seen: then the inbox has to `finish` it."""
 
     def _lane_closed(self, peer_id: str) -> None:
         """A lane is gone: let go of what belongs to its peer."""
+
+    def _hung_up(self, lane: Lane) -> None:
+        """The connections to a peer are closed; perhaps they will be opened again."""
+
+    def _hear(self, identity: bytes, header: Header, message: object) -> bool:
+        """A sender says something that is not of blocks; whether that is understood."""
+        return False
+
+    def _heard(self, lane: Lane, line: Line, message: object) -> bool:
+        """A receiver says something that is no answer; whether that is understood."""
+        return False
 
     # ------------------------------------------------------------------ the thread
     def _run(self) -> None:
@@ -169,7 +182,7 @@ class ChannelTransport(Transport):
                 ),
                 cluster_id=node.cluster_id, sender=node.id, sender_epoch=node.epoch,
                 receiver_epoch=job.receiver_epoch, transfer_id=job.transfer_id,
-                layout=layout.fingerprint, sequence=sequence,
+                layout=layout.fingerprint, sequence=sequence, flags=lane.group,
                 payload=[frame.buffer for frame in payload],
             )  # fmt: skip
             if payload:
@@ -190,13 +203,14 @@ class ChannelTransport(Transport):
                 except WireError as error:
                     self._inbox.refused(error)
                     continue
-                if not isinstance(message, Landed) or header.sender != lane.peer.id:
+                known = header.sender == lane.peer.id
+                if known and self._heard(lane, line, message):
+                    continue
+                if not isinstance(message, Landed) or not known:
                     self._inbox.refused(f"{message} from {header.sender}")
                     continue
                 piece, lost = line.answered(message.sequence, time.monotonic())
-                for other in lost:
-                    log.warning("blocks on their way to %s were lost", lane.peer.id)
-                    self._piece_done(other, False)
+                self._lost(lane, lost)
                 if piece is not None:
                     if not message.ok:
                         job = piece.push.job
@@ -206,8 +220,13 @@ class ChannelTransport(Transport):
                         )  # fmt: skip
                     self._piece_done(piece, message.ok)
 
+    def _lost(self, lane: Lane, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            log.warning("blocks on their way to %s were lost", lane.peer.id)
+            self._piece_done(piece, False)
+
     def _piece_done(self, piece: Piece, ok: bool) -> None:
-        if piece.readable_by_zmq:
+        if piece.still_read:
             self._settling.append((piece, ok))
             return
         event = piece.push.piece_done(ok, time.monotonic())
@@ -225,9 +244,13 @@ class ChannelTransport(Transport):
         for lane in self._lanes.values():
             if lane.stalled(now, timeout_s):
                 log.warning("%s answered nothing for %g s: hanging up", lane.peer.id, timeout_s)
-                self._hang_up(lane)
-                lane.reopen(self._connections)
-                self._watch(lane)
+                self._restart(lane)
+
+    def _restart(self, lane: Lane) -> None:
+        """Give up what is on its way to a peer or waits for it, and connect to it anew."""
+        self._hang_up(lane)
+        lane.reopen(self._connections)
+        self._watch(lane)
 
     # commands
     def _set_lane(self, peer: Peer, payload: KVLayout, address: str) -> None:
@@ -262,6 +285,7 @@ class ChannelTransport(Transport):
     def _hang_up(self, lane: Lane) -> None:
         for line in lane.lines:
             self._poller.unregister(line.socket)
+        self._hung_up(lane)
         for piece in lane.clear():
             self._piece_done(piece, False)
 

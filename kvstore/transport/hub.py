@@ -12,6 +12,7 @@ from kvstore.transport.base import LAYOUT, EventQueue, LocalNode, Transport, Tra
 from kvstore.transport.events import Pushed, TransferEvent
 from kvstore.transport.inproc import InprocTransport
 from kvstore.transport.shm import ShmTransport
+from kvstore.transport.torch_p2p import TorchTransport
 from kvstore.transport.zmq_tcp import ZmqTransport
 from pd.errors import ConfigError, TransferError
 from pd.types import Peer
@@ -22,6 +23,7 @@ _TRANSPORTS: dict[str, Callable[[LocalNode], Transport]] = {
     "inproc": InprocTransport,
     "shm": ShmTransport,
     "zmq": ZmqTransport,
+    "torch": TorchTransport,
 }
 
 
@@ -101,9 +103,21 @@ class TransportHub:
         _, transport = self._peers.get(peer_id, (None, None))
         return None if transport is None else transport.name
 
+    def _choose_again(self, peer: Peer, transport: Transport) -> Transport | None:
+        """Another transport if this one turned out not to work with this peer."""
+        if (transport.name, peer.id, peer.epoch) not in self._node.unusable:
+            return transport
+        transport.forget_peer(peer.id)
+        other = self._choose(peer)
+        self._peers[peer.id] = peer, other
+        return other
+
     def _choose(self, peer: Peer) -> Transport | None:
         reasons = []
         for name, transport in self._transports.items():
+            if (name, peer.id, peer.epoch) in self._node.unusable:
+                reasons.append(f"{name}: it could not be set up")
+                continue
             if name not in peer.endpoints:
                 reasons.append(f"{name}: the peer does not have it")
                 continue
@@ -134,6 +148,8 @@ class TransportHub:
     def push(self, job: Push) -> None:
         """Send blocks. Comes back as one `Pushed`, ok or not."""
         peer, transport = self._peers.get(job.receiver, (None, None))
+        if peer is not None and transport is not None and self._node.unusable:
+            transport = self._choose_again(peer, transport)
         if peer is None or transport is None or peer.epoch != job.receiver_epoch:
             self._events.put(Pushed(job.transfer_id, job.first, len(job.src), False))
         else:

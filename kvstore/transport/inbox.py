@@ -19,23 +19,10 @@ from pd.errors import WireError
 log = logging.getLogger(__name__)
 
 MAX_BODY = 4096
+_DAMAGED = "damaged on the way"
 
 # As many messages as are taken before the thread looks at anything else.
 _BURST = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """What came, and where it goes: bytes of `layout`, with this digest, for these pages."""
-
-    grant: Grant
-    pages: tuple[int, ...]
-    layout: KVLayout
-    digest: int
-
-
-# Whether the pages now have what the sender sent.
-Land = Callable[[Landing, Sequence[zmq.Frame]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,49 @@ class Landed:
     reason: str = ""
 
 
-CODEC = wire.Codec({100: Blocks, 101: Landed})
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The `Blocks` of this sequence number may come: the receiver waits for their bytes."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The bytes of the `Blocks` of this sequence number are where they belong."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """An entry of the table by which the two ends of a connection `group` find each other."""
+
+    group: int
+    key: str
+    value: bytes
+
+
+CODEC = wire.Codec({100: Blocks, 101: Landed, 102: Ready, 103: Written, 104: Rendezvous})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Landing:
+    """Blocks that were let in: from whom, and where they go. What comes has this `layout`."""
+
+    identity: bytes
+    header: wire.Header
+    message: Blocks
+    grant: Grant
+    pages: tuple[int, ...]
+    layout: KVLayout
+
+
+# Whether the pages now have what the sender sent; None if the transport will `finish` it later.
+Land = Callable[[Landing, Sequence[zmq.Frame]], bool | None]
+
+# (identity, header, message) -> whether a message that is not of blocks was understood
+Hear = Callable[[bytes, wire.Header, object], bool]
 
 
 class Inbox:
@@ -79,12 +108,14 @@ class Inbox:
         socket: zmq.Socket[bytes],
         land: Land,
         payload_bytes: int,
+        hear: Hear | None = None,
     ) -> None:
         self.node = node
         self.name = name
         self.socket = socket
         self._land = land
         self._payload_bytes = payload_bytes
+        self._hear = hear
 
     def receive(self) -> None:
         """Deal with the messages that are there, or with some if they are many."""
@@ -100,48 +131,77 @@ class Inbox:
                 max_body=MAX_BODY, max_payload=self._payload_bytes,
             )  # fmt: skip
             if not isinstance(message, Blocks):
-                raise WireError(f"{message} is not for a receiver")
+                if self._hear is None or not self._hear(identity.bytes, header, message):
+                    raise WireError(f"{message} is not for a receiver")
+                return
         except WireError as error:
             self.refused(error)
             return
-        ok, reason = self._take(header, message, frames[1:])
-        if not ok:
-            self.refused(f"blocks of transfer {header.transfer_id} from {header.sender}: {reason}")
-        answer = CODEC.encode(
-            Landed(header.sequence, ok, reason), cluster_id=node.cluster_id, sender=node.id,
-            sender_epoch=node.epoch, receiver_epoch=header.sender_epoch,
-            transfer_id=header.transfer_id,
-        )  # fmt: skip
-        with suppress(zmq.ZMQError):  # the sender is gone, or does not read its answers
-            self.socket.send_multipart([identity, *answer], zmq.NOBLOCK)
+        reason = self._take(identity.bytes, header, message, frames[1:])
+        if reason is not None:
+            self._answer(identity.bytes, header, reason)
 
     def _take(
-        self, header: wire.Header, message: Blocks, payload: Sequence[zmq.Frame]
-    ) -> tuple[bool, str]:
-        """Take blocks in if everything about them is right; (whether, why not)."""
+        self,
+        identity: bytes,
+        header: wire.Header,
+        message: Blocks,
+        payload: Sequence[zmq.Frame],
+    ) -> str | None:
+        """Take blocks in if everything about them is right; else why not. None: later."""
         node = self.node
         layout = node.arena.layout
         if header.receiver_epoch != node.epoch:
-            return False, f"meant for epoch {header.receiver_epoch}, this is {node.epoch}"
+            return f"meant for epoch {header.receiver_epoch}, this is {node.epoch}"
         payload_layout = _payload_layout(message, layout)
         if payload_layout is None or header.layout != payload_layout.fingerprint:
-            return False, "KV layouts differ (model, layers, heads or block size)"
+            return "KV layouts differ (model, layers, heads or block size)"
         grant = node.expected.find(header.transfer_id, header.sender, header.sender_epoch)
         if grant is None:
-            return False, "not expected"
+            return "not expected"
         pages = node.expected.fill(grant, message.first, message.count)
+        landing = Landing(identity, header, message, grant, pages, payload_layout)
         if not pages:
             reason = f"blocks {message.first} + {message.count} are not granted, or came twice"
-        elif self._land(Landing(grant, pages, payload_layout, message.digest), payload):
-            reason = ""
-        else:
-            reason = "damaged on the way"
-        if grant.open:
-            num_bytes = 0 if reason else len(pages) * payload_layout.block_bytes
-            node.events.put(
-                Arrived(header.transfer_id, message.first, message.count, not reason, num_bytes)
+            return self._arrived(landing, reason)
+        landed = self._land(landing, payload)
+        return None if landed is None else self._arrived(landing, "" if landed else _DAMAGED)
+
+    def finish(self, landing: Landing, ok: bool) -> None:
+        """Report and answer what was to land later."""
+        reason = self._arrived(landing, "" if ok else _DAMAGED)
+        self._answer(landing.identity, landing.header, reason)
+
+    def drop(self, landing: Landing) -> None:
+        """Answer what was let in and did not come. Nothing has arrived, so nothing is reported."""
+        self._answer(landing.identity, landing.header, "the bytes did not come")
+
+    def _arrived(self, landing: Landing, reason: str) -> str:
+        """Report blocks of a grant, taken in if there is no reason why not."""
+        if landing.grant.open:
+            message, size = landing.message, landing.layout.block_bytes
+            num_bytes = 0 if reason else len(landing.pages) * size
+            self.node.events.put(
+                Arrived(
+                    landing.header.transfer_id, message.first, message.count, not reason, num_bytes
+                )
             )
-        return not reason, reason
+        return reason
+
+    def _answer(self, identity: bytes, header: wire.Header, reason: str) -> None:
+        if reason:
+            self.refused(f"blocks of transfer {header.transfer_id} from {header.sender}: {reason}")
+        self.say(identity, header, Landed(header.sequence, not reason, reason))
+
+    def say(self, identity: bytes, header: wire.Header, message: object) -> None:
+        """Answer the message of this header."""
+        node = self.node
+        answer = CODEC.encode(
+            message, cluster_id=node.cluster_id, sender=node.id, sender_epoch=node.epoch,
+            receiver_epoch=header.sender_epoch, transfer_id=header.transfer_id,
+        )  # fmt: skip
+        with suppress(zmq.ZMQError):  # the sender is gone, or does not read its answers
+            self.socket.send_multipart([identity, *answer], zmq.NOBLOCK)
 
     def refused(self, reason: object) -> None:
         self.node.counters["refused"] += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import zmq
 
@@ -13,6 +15,13 @@ from kvstore.transport.base import PushState
 from pd.types import Peer
 
 _MAX_PIECE_BLOCKS = 256  # each may be a frame of its own
+
+
+class Tracker(Protocol):
+    """Such as zmq.MessageTracker."""
+
+    @property
+    def done(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -24,10 +33,12 @@ class Piece:
     src: tuple[int, ...]
     dst: tuple[int, ...]
     num_bytes: int
-    tracker: zmq.MessageTracker | None = None  # done when ZeroMQ no longer reads our memory
+    tracker: Tracker | None = None  # done when nobody reads our memory any more
+    let_in: bool = False  # its receiver was asked first, and is ready for it
+    payload: object = None  # what the transport wants to keep of it
 
     @property
-    def readable_by_zmq(self) -> bool:
+    def still_read(self) -> bool:
         return self.tracker is not None and not self.tracker.done
 
 
@@ -67,19 +78,31 @@ class Line:
     def answered(self, sequence: int, now: float) -> tuple[Piece | None, list[Piece]]:
         """(the piece that was answered, those before it that never will be), off the way.
 
-        One that is passed over was lost: the connection broke and came back. An answer to
+        One that is passed over was lost: the connection broke and came back. Pieces that were
+        let in are answered later than those that were refused, each in order. An answer to
         nothing gives (None, []).
         """
-        if sequence not in self.sent:
+        piece = self.sent.get(sequence)
+        if piece is None:
             return None, []
-        lost = []
-        for earlier in list(self.sent):
-            piece = self.remove(earlier)
-            if earlier == sequence:
-                break
-            lost.append(piece)
+        lost = self._passed_over(sequence, piece.let_in)
+        self.remove(sequence)
         self.progress_at = now
         return piece, lost
+
+    def let_in(self, sequence: int, now: float) -> tuple[Piece | None, list[Piece]]:
+        """(the piece that its receiver is ready for, those before it that were lost)."""
+        piece = self.sent.get(sequence)
+        if piece is None or piece.let_in:
+            return None, []
+        lost = self._passed_over(sequence, False)
+        piece.let_in = True
+        self.progress_at = now
+        return piece, lost
+
+    def _passed_over(self, sequence: int, let_in: bool) -> list[Piece]:
+        earlier = itertools.takewhile(lambda known: known != sequence, list(self.sent))
+        return [self.remove(known) for known in earlier if self.sent[known].let_in == let_in]
 
     def remove(self, sequence: int) -> Piece:
         piece = self.sent.pop(sequence)
@@ -106,6 +129,7 @@ class Lane:
     ) -> None:
         self.peer = peer
         self.payload = payload  # the layout of what it is sent
+        self.group = 0  # goes with every message, where the bytes take a connection of their own
         self.waiting: deque[Piece] = deque()
         self._open_socket = open_socket
         self._window_bytes = window_bytes // connections

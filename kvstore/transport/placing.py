@@ -7,12 +7,17 @@ is what is hashed. Where it is the layout of the arena as well, nothing is conve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
 from kvstore import convert
 from kvstore.arena import KVArena
 from kvstore.layout import KVLayout
 from kvstore.transport import copying
 from kvstore.transport.copying import Blocks
+from kvstore.transport.expected import Grant
+
+# Written without letting go of the lock that the owner needs to forget a transfer.
+_LOCKED_BYTES = 1 << 20
 
 
 def payload_blocks(
@@ -40,3 +45,34 @@ def place(
 def placed_digest(arena: KVArena, pages: Sequence[int], payload: KVLayout) -> int:
     """The digest of the payload as the pages now have it; for a payload of the arena's dtype."""
     return copying.digest(*payload_blocks(arena, pages, payload))
+
+
+def land(
+    frames: Sequence[Blocks], payload: KVLayout, digest: int, arena: KVArena, pages: Sequence[int],
+    grant: Grant, lock: Lock, *, verify: bool,
+) -> bool:  # fmt: skip
+    """Write what came, flat `frames` of whole blocks, into the pages of a grant; whether it is
+    what was sent, and the grant still open."""
+    size, as_it_is = payload.block_bytes, payload == arena.layout
+    if sum(frame.size for frame in frames) != len(pages) * size:
+        return False
+    if any(frame.size % size for frame in frames):
+        return False
+    if verify and not as_it_is and copying.digest_of(frames) != digest:
+        return False
+    state = copying.new_digest() if verify and as_it_is else None
+    at, step = 0, max(1, _LOCKED_BYTES // arena.layout.block_bytes)
+    for frame in frames:
+        blocks = frame.reshape(-1, size)
+        for i in range(0, len(blocks), step):
+            part = blocks[i : i + step]
+            to = pages[at + i : at + i + len(part)]
+            with lock:
+                if not grant.open:
+                    return False
+                if as_it_is:
+                    copying.copy_into(part, range(len(part)), arena.blocks, to, state)
+                else:
+                    convert.convert(part, range(len(part)), payload, arena.blocks, to, arena.layout)
+        at += len(blocks)
+    return state is None or state.intdigest() == digest

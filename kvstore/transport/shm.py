@@ -74,4 +74,4 @@ class ShmTransport(ChannelTransport):
         if not self.node.settings.verify:
             return True
         found = placing.placed_digest(self.node.arena, landing.pages, landing.layout)
-        return found == landing.digest
+        return found == landing.message.digest

@@ -8,16 +8,11 @@ from typing import ClassVar
 import numpy as np
 import zmq
 
-from kvstore.convert import convert
 from kvstore.transport import copying, placing
 from kvstore.transport.base import LocalNode
 from kvstore.transport.channel import ChannelTransport
-from kvstore.transport.copying import Blocks, Digest
 from kvstore.transport.inbox import Landing
 from kvstore.transport.lane import Lane, Piece
-
-# Written without letting go of the lock that the owner needs to forget a transfer.
-_LOCKED_BYTES = 1 << 20
 
 
 class ZmqTransport(ChannelTransport):
@@ -50,37 +45,9 @@ class ZmqTransport(ChannelTransport):
         return digest, [zmq.Frame(view.data, track=True, copy=False) for view in views]
 
     def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool:
+        node = self.node
         frames = [np.frombuffer(frame.buffer, np.uint8) for frame in payload]
-        size = landing.layout.block_bytes
-        if sum(frame.size for frame in frames) != len(landing.pages) * size:
-            return False
-        if any(frame.size % size for frame in frames):
-            return False
-        verify, at = self.node.settings.verify, 0
-        as_it_is = landing.layout == self.node.arena.layout
-        if verify and not as_it_is and copying.digest_of(frames) != landing.digest:
-            return False
-        state = copying.new_digest() if verify and as_it_is else None
-        for frame in frames:
-            blocks = frame.reshape(-1, size)
-            if not self._write(landing, blocks, landing.pages[at : at + len(blocks)], state):
-                return False
-            at += len(blocks)
-        return state is None or state.intdigest() == landing.digest
-
-    def _write(
-        self, landing: Landing, blocks: Blocks, pages: tuple[int, ...], state: Digest | None
-    ) -> bool:
-        """Write blocks into these pages while they are granted; whether they are."""
-        arena, expected = self.node.arena, self.node.expected
-        step = max(1, _LOCKED_BYTES // arena.layout.block_bytes)
-        for at in range(0, len(blocks), step):
-            part, to = blocks[at : at + step], pages[at : at + step]
-            with expected.lock:
-                if not landing.grant.open:
-                    return False
-                if landing.layout == arena.layout:
-                    copying.copy_into(part, range(len(part)), arena.blocks, to, state)
-                else:
-                    convert(part, range(len(part)), landing.layout, arena.blocks, to, arena.layout)
-        return True
+        return placing.land(
+            frames, landing.layout, landing.message.digest, node.arena, landing.pages,
+            landing.grant, node.expected.lock, verify=node.settings.verify,
+        )  # fmt: skip

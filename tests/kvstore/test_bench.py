@@ -16,6 +16,6 @@ def test_bench_transfer(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     rows = json.loads(out.read_text())["rows"]
     names = {row["what"] for row in rows}
-    assert {"memory copy", "raw ZeroMQ", "inproc", "shm", "zmq", "zmq, encrypted"} <= names
+    assert {"memory copy", "raw ZeroMQ", "inproc", "shm", "zmq", "zmq, encrypted", "torch"} <= names
     assert {row["blocks"] for row in rows} == {1, 3}
     assert all(row["gb_per_s"] > 0 and row["vs_copy"] > 0 for row in rows)

@@ -21,7 +21,7 @@ from kvstore.transport.events import Arrived
 from kvstore.transport.expected import Grant
 from pd.sockets import CurveKeys
 
-TRANSPORTS = ("inproc", "shm", "zmq")
+TRANSPORTS = ("inproc", "shm", "zmq", "torch")
 BLOCK = LAYOUT.block_bytes
 
 Make = Callable[..., Node]
@@ -293,7 +293,7 @@ def test_a_secret_keeps_strangers_out(make: Make, transport: str) -> None:
     assert not stranger.wait_pushed(2)[0].ok and not b.arrived(2)
 
 
-@pytest.fixture(params=["shm", "zmq"])
+@pytest.fixture(params=["shm", "zmq", "torch"])
 def child(request: pytest.FixtureRequest) -> Iterator[ChildReceiver]:
     receiver = ChildReceiver(request.param, 64)
     yield receiver

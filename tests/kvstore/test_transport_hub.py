@@ -327,3 +327,47 @@ def test_answers_to_nothing_are_ignored(nodes: list[Node]) -> None:
     finally:
         router.close(linger=0)
         context.term()
+
+
+# ------------------------------------------------------------------ ways that must be set up
+def test_a_group_that_cannot_be_made_gives_way_to_another_transport(
+    nodes: list[Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair(nodes, ["torch", "zmq"], ["torch", "zmq"])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such interface\nand a long trace")
+
+    monkeypatch.setattr(a.hub._transports["torch"], "_make_group", fail)
+    a.hub.connect(b.peer)
+    assert a.hub.transport_of("bb") == "torch"
+    assert not can_push(a, b, b.peer, 1)
+    wait_until(lambda: bool(a.hub._node.unusable), "the failure to be known")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert can_push(a, b, b.peer, 2) and can_push(a, b, b.peer, 3)
+    assert a.hub.transport_of("bb") == "zmq"
+    (line,) = (r.message for r in caplog.records if "go by" in r.message)
+    assert line == "blocks to bb go by zmq (torch: it could not be set up)"
+
+
+def test_other_backends_do_not_meet(nodes: list[Node]) -> None:
+    a, b = pair(nodes, ["torch", "zmq"], ["torch", "zmq"])
+    endpoints = b.hub.endpoints()
+    a.hub.connect(Peer("bb", 2, {**endpoints, "torch": endpoints["torch"].replace("gloo", "nccl")}))
+    assert a.hub.transport_of("bb") == "zmq"
+
+
+def test_a_group_that_breaks_is_made_again(nodes: list[Node]) -> None:
+    a, b = pair(nodes, ["torch"], ["torch"])
+    a.hub.connect(b.peer)
+    assert can_push(a, b, b.peer, 1)
+    ends = a.hub._transports["torch"]._couriers
+
+    def fail(_: object) -> None:
+        raise RuntimeError("connection reset")
+
+    ends["bb"].submit(fail)
+    wait_until(lambda: "bb" not in ends, "the lane to be closed")
+    assert can_push(a, b, b.peer, 2)
+    assert a.hub.transport_of("bb") == "torch" and not a.hub._node.unusable

@@ -14,7 +14,7 @@ from kvstore.layout import KVLayout
 from kvstore.transport.events import Arrived
 
 FULL = KVLayout("float32", 2, 4, 8, 4, "model")
-TRANSPORTS = ("inproc", "shm", "zmq")
+TRANSPORTS = ("inproc", "shm", "zmq", "torch")
 
 Make = Callable[[str, KVLayout], Node]
 

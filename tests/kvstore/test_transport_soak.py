@@ -14,7 +14,7 @@ from kvstore.transport.events import Arrived, Pushed
 BLOCK = LAYOUT.block_bytes
 
 
-@pytest.mark.parametrize("transport", ["inproc", "shm", "zmq"])
+@pytest.mark.parametrize("transport", ["inproc", "shm", "zmq", "torch"])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_traffic(transport: str, seed: int) -> None:
     random = Random(seed)
