@@ -72,6 +72,8 @@ def measure(name: str, cell: str, args: argparse.Namespace) -> dict[str, Any]:
                 said[i] += answer.token_ids
                 answers[i].append(list(answer.token_ids))
             ttft.append(times)
+            # One more request, so that with nodes that take turns the next turn lands elsewhere.
+            client.generate([1], max_tokens=1, temperature=0)
             say(f"  turn {turn + 1}: TTFT {median(times):.3f} s")
         nodes = [dict(node) for node in cluster.status().nodes]
     return {
