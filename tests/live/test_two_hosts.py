@@ -105,8 +105,8 @@ def check_recovery(trial: Trial, hosts: Hosts) -> None:
     trial.recover()
     outcome = trial.outcome
     print(
-        f"\n{outcome.name}: {outcome.right} of {outcome.requests} right, {outcome.resumed} resumed, "
-        f"longest pause {outcome.longest_gap_s:.1f} s, {hosts.link.state()}"
+        f"\n{outcome.name}: {outcome.right} of {outcome.requests} right, {outcome.resumed} "
+        f"resumed, longest pause {outcome.longest_gap_s:.1f} s, {hosts.link.state()}"
     )
     assert outcome.problems == []
     assert outcome.right + outcome.clear_errors == outcome.requests == 4
