@@ -47,7 +47,7 @@ _MAX_WEIGHT = 64.0
 
 
 class AdaptiveLRU(Generic[K]):
-    """About 400 bytes a key with its own, and 120 for each of up to 4 x `capacity` ghosts.
+    """Up to 700 bytes for each key of the capacity, 500 of them for ghosts; keys not counted.
 
     Ghosts are known by their hash: two that collide only teach something wrong.
     """

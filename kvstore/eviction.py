@@ -48,7 +48,7 @@ class Eviction(Protocol[K]):
 
 
 class LRU(Generic[K]):
-    """The least recently used goes first. About 150 bytes a key."""
+    """The least recently used goes first. Up to 180 bytes a key, its own not counted."""
 
     def __init__(self, capacity: int) -> None:
         self._keys: OrderedDict[K, None] = OrderedDict()
@@ -87,7 +87,7 @@ class S3FIFO(Generic[K]):
 
     Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023; with a quarter of
     the room for the small queue instead of a tenth, since a prompt brings many blocks at once.
-    About 150 bytes a key, and as much for each ghost, of which there are up to `capacity`.
+    Up to 360 bytes for each key of the capacity, half of it for ghosts; keys not counted.
     """
 
     _SMALL_SHARE = 0.25
