@@ -19,7 +19,7 @@ from pd.errors import ConfigError
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
 
 Device = Literal["cpu", "cuda"]
-TransportName = Literal["shm", "zmq"]
+TransportName = Literal["shm", "zmq", "torch", "nixl"]
 PrefillOrder = Literal["fcfs", "sjf", "priority"]
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
@@ -244,7 +244,9 @@ class TransferConfig(Section):
     name: ClassVar[str] = "transfer"
 
     transports: tuple[TransportName, ...] = option(
-        ("shm", "zmq"), "transports to use, most wanted first: shm (one host), zmq (TCP)"
+        ("shm", "zmq"),
+        "transports to use, most wanted first: shm (one host), zmq (TCP), torch (gloo, or NCCL "
+        "between GPUs), nixl (UCX; pip install nixl)",
     )
     verify: bool = option(True, "check every block's checksum before a sequence uses it")
     max_message_bytes: int = option(

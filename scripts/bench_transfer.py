@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +237,7 @@ def measure(num_blocks: int, rounds: int) -> list[dict[str, object]]:
         raw_zmq(num_blocks, rounds, secret=True),
         *(
             transport(name, verify, num_blocks, rounds)
-            for name in ("inproc", "shm", "zmq", "torch")
+            for name in ("inproc", "shm", "zmq", "torch", *(["nixl"] if find_spec("nixl") else []))
             for verify in (True, False)
         ),
         transport("zmq", True, num_blocks, rounds, secret=True),

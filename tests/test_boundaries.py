@@ -81,6 +81,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("kvstore/convert.py", {"numpy", "torch"}),
     ("kvstore/quantise.py", {"torch"}),
     ("kvstore/pool/disk*.py", {"numpy", "xxhash"}),
+    ("kvstore/transport/nixl_ucx.py", {*WIRE, "nixl"}),
     ("kvstore/transport/*.py", {*WIRE, "numpy", "torch"}),
     ("pd/wire.py", WIRE),
     ("pd/mailbox.py", WIRE),

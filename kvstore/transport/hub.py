@@ -11,6 +11,7 @@ from kvstore.transfer import Push
 from kvstore.transport.base import LAYOUT, EventQueue, LocalNode, Transport, TransportSettings
 from kvstore.transport.events import Pushed, TransferEvent
 from kvstore.transport.inproc import InprocTransport
+from kvstore.transport.nixl_ucx import NixlTransport
 from kvstore.transport.shm import ShmTransport
 from kvstore.transport.torch_p2p import TorchTransport
 from kvstore.transport.zmq_tcp import ZmqTransport
@@ -24,7 +25,11 @@ _TRANSPORTS: dict[str, Callable[[LocalNode], Transport]] = {
     "shm": ShmTransport,
     "zmq": ZmqTransport,
     "torch": TorchTransport,
+    "nixl": NixlTransport,
 }
+
+# What a host may lack without anything being wrong with it.
+_OPTIONAL = ("torch", "nixl")
 
 
 class TransportHub:
@@ -58,10 +63,18 @@ class TransportHub:
         self._transports: dict[str, Transport] = {}
         try:
             for name in transports:
-                self._transports[name] = _TRANSPORTS[name](self._node)
+                self._start(name, last=name == transports[-1])
         except BaseException:
             self.close()
             raise
+
+    def _start(self, name: str, last: bool) -> None:
+        try:
+            self._transports[name] = _TRANSPORTS[name](self._node)
+        except ConfigError as error:
+            if name not in _OPTIONAL or (last and not self._transports):
+                raise
+            log.warning("%s does without %s: %s", self._node.id, name, error)
 
     @property
     def epoch(self) -> int:

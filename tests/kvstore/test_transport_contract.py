@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xxhash
 from kv_nodes import LAYOUT, ChildReceiver, Node, open_files, wait_until
+from transports import BETWEEN_PROCESSES, TRANSPORTS
 
 from kvstore.segment import SHM
 from kvstore.transfer import Push
@@ -21,7 +22,6 @@ from kvstore.transport.events import Arrived
 from kvstore.transport.expected import Grant
 from pd.sockets import CurveKeys
 
-TRANSPORTS = ("inproc", "shm", "zmq", "torch")
 BLOCK = LAYOUT.block_bytes
 
 Make = Callable[..., Node]
@@ -222,7 +222,7 @@ def test_forgetting_peers_brings_everything_back(make: Make) -> None:
 
 
 def test_nothing_is_written_after_forget(make: Make, transport: str) -> None:
-    if transport == "shm":
+    if transport in ("shm", "nixl"):
         pytest.skip("the sender writes: only its own word ends that")
     big = replace(LAYOUT, num_layers=512)
     a = make("a", epoch=1, layout=big, message_bytes=1 << 20)
@@ -293,7 +293,7 @@ def test_a_secret_keeps_strangers_out(make: Make, transport: str) -> None:
     assert not stranger.wait_pushed(2)[0].ok and not b.arrived(2)
 
 
-@pytest.fixture(params=["shm", "zmq", "torch"])
+@pytest.fixture(params=BETWEEN_PROCESSES)
 def child(request: pytest.FixtureRequest) -> Iterator[ChildReceiver]:
     receiver = ChildReceiver(request.param, 64)
     yield receiver

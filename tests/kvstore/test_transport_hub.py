@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -371,3 +372,17 @@ def test_a_group_that_breaks_is_made_again(nodes: list[Node]) -> None:
     wait_until(lambda: "bb" not in ends, "the lane to be closed")
     assert can_push(a, b, b.peer, 2)
     assert a.hub.transport_of("bb") == "torch" and not a.hub._node.unusable
+
+
+def test_nixl_is_done_without_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "nixl._api", None)
+    arena = KVArena(LAYOUT, 1, shared=False)
+    with pytest.raises(ConfigError, match="pip install nixl"):
+        TransportHub("a", 1, arena, transports=["nixl"])
+    hub = TransportHub("a", 1, arena, transports=["nixl", "zmq"])
+    assert set(hub.endpoints()) == {"zmq", "layout"}
+    assert "a does without nixl" in caplog.text
+    hub.close()
+    arena.close()

@@ -8,13 +8,14 @@ from random import Random
 import numpy as np
 import pytest
 from kv_nodes import LAYOUT, Node, wait_until
+from transports import TRANSPORTS
 
 from kvstore.transport.events import Arrived, Pushed
 
 BLOCK = LAYOUT.block_bytes
 
 
-@pytest.mark.parametrize("transport", ["inproc", "shm", "zmq", "torch"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_traffic(transport: str, seed: int) -> None:
     random = Random(seed)

@@ -125,7 +125,12 @@ class ChildReceiver:
 
     def __init__(self, transport: str, num_blocks: int) -> None:
         here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent.parent}"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
+            ),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", RECEIVER, transport, str(num_blocks)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
