@@ -69,7 +69,8 @@ def main() -> int:
         print(f"FAILED: {problem}", file=sys.stderr)
     if args.out:
         trials = [outcome.as_json() for outcome in run.outcomes]
-        write_json(args.out, {**report, "options": run.options, **run.facts, "trials": trials})
+        options = {**run.options, "model": args.model}
+        write_json(args.out, {**report, "options": options, **run.facts, "trials": trials})
     return 1 if problems else 0
 
 
