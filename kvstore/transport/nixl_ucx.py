@@ -18,13 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any, ClassVar
 
 import zmq
 
 from kvstore.transport import copying
-from kvstore.transport.base import LocalNode, layout_of
+from kvstore.transport.base import LocalNode, layout_of, start_thread
 from kvstore.transport.courier import Courier
 from kvstore.transport.inbox import Landing, Ready, Written
 from kvstore.transport.lane import Lane, Line, Piece
@@ -55,7 +55,8 @@ class Agent:
         self.address = address
         try:
             # A name of its own for every process that ever ran: NIXL knows peers by name only.
-            config = nixl_agent_config(backends=[])
+            # Its progress thread would keep a core busy for ever; `attend` is instead of it.
+            config = nixl_agent_config(enable_prog_thread=False, backends=[])
             # UCX would listen on every interface; this is what it goes by. A user's choice stays.
             os.environ.setdefault("UCX_NET_DEVICES", interface)
             self._agent: Any = nixl_agent(secrets.token_hex(16), config)
@@ -63,6 +64,9 @@ class Agent:
             self._memory = self._agent.register_memory([(address, num_bytes, 0, "")], "DRAM")
         except Exception as error:  # the library raises whatever its C++ half does
             raise ConfigError(f"nixl cannot be started: {error}") from error
+        self._awaited = Condition()
+        self._attend_until = 0.0
+        self._thread = start_thread(self._attend, "nixl")
 
     def describe(self) -> str:
         """What `add` of another agent needs to write into our arena."""
@@ -110,9 +114,26 @@ class Agent:
         if state != "DONE":
             raise TransferError(f"nixl did not bring it there within {timeout_s:g} s ({state})")
 
+    def attend(self, until: float) -> None:
+        """Do our part in what others write here, until this time: some ways need it."""
+        with self._awaited:
+            self._attend_until = until
+            self._awaited.notify()
+
+    def _attend(self) -> None:
+        while not self._closing:
+            with self._awaited:
+                while time.monotonic() >= self._attend_until and not self._closing:
+                    self._awaited.wait()
+            with self._lock:
+                self._agent.get_new_notifs()
+            time.sleep(_LOOK_EVERY_S)
+
     def stop(self) -> None:
         """End what is being written."""
         self._closing = True
+        self.attend(0.0)
+        self._thread.join()
 
     def close(self) -> None:
         with self._lock, suppress(Exception):
@@ -138,6 +159,7 @@ class NixlTransport(OfferedTransport[Agent]):
         try:
             super().__init__(node, message_bytes=8 << 20)
         except BaseException:
+            self._agent.stop()
             self._agent.close()
             raise
         self.endpoint = f"{self.endpoint} {self._agent.describe()}"
@@ -193,6 +215,7 @@ class NixlTransport(OfferedTransport[Agent]):
         if payload or landing.layout != self.node.arena.layout:
             return False
         self._pending[landing.identity, landing.header.sequence] = landing
+        self._agent.attend(time.monotonic() + self.node.settings.stall_timeout_s)
         self._inbox.say(landing.identity, landing.header, Ready(landing.header.sequence))
         return None
 
@@ -202,6 +225,8 @@ class NixlTransport(OfferedTransport[Agent]):
         landing = self._pending.pop((identity, message.sequence), None)
         if landing is None:
             return False
+        if not self._pending:
+            self._agent.attend(0.0)
         verify, blocks = self.node.settings.verify, self.node.arena.blocks
         digest = copying.digest(blocks, landing.pages) if verify else landing.message.digest
         self._inbox.finish(landing, digest == landing.message.digest)
