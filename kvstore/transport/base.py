@@ -56,7 +56,7 @@ class TransportSettings:
     bind: str = LOOPBACK
     keys: CurveKeys | None = None
     verify: bool = True
-    message_bytes: int = 8 << 20
+    message_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
     stall_timeout_s: float = 10.0
     max_queued_pushes: int = 1 << 16

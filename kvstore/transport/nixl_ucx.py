@@ -157,7 +157,7 @@ class NixlTransport(OfferedTransport[Agent]):
         self._remote: dict[str, tuple[str, int]] = {}  # peers' agents; the thread's alone
         self._pending: dict[tuple[bytes, int], Landing] = {}  # by sender's socket and sequence
         try:
-            super().__init__(node, message_bytes=8 << 20)
+            super().__init__(node, message_bytes=4 << 20)
         except BaseException:
             self._agent.stop()
             self._agent.close()

@@ -34,7 +34,7 @@ class ShmTransport(ChannelTransport):
             raise ConfigError("the shm transport needs an arena in shared memory")
         self._host = host_identity()
         self._arenas: dict[str, KVArena] = {}  # of peers; the thread's alone
-        super().__init__(node, message_bytes=8 << 20, inbox_messages=1000, payload_bytes=0)
+        super().__init__(node, message_bytes=4 << 20, inbox_messages=1000, payload_bytes=0)
         self.endpoint = f"{self._host} {node.arena.name} {self.endpoint}"
 
     def connect(self, peer: Peer) -> None:
