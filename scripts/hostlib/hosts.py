@@ -57,7 +57,8 @@ def why_not() -> str:
         [*_UNSHARE, "sh", "-c", links], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if tried.returncode:
-        return f"namespaces cannot be made here: {tried.stderr.strip().splitlines()[-1]}"
+        said = tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"]
+        return f"namespaces cannot be made here: {said[-1]}"
     return ""
 
 
