@@ -118,6 +118,8 @@ class PrefillScheduler:
         running.reverse()
         room = True
         while budget > 0:
+            if room:
+                self._defer_first(now)
             waiting_key = self.waiting.peek_key(now) if room else None
             if waiting_key is not None and (not running or waiting_key < running[-1][0]):
                 started = self._start(now)
@@ -155,14 +157,11 @@ class PrefillScheduler:
 
     def _start(self, now: float) -> PrefillTask | None:
         """Give the first waiting task its blocks; None if there is no room for it."""
-        while True:
-            task = self.waiting.peek(now)
-            if task is None or len(self.running) >= self.max_num_seqs:
-                return None
-            keys = task.reusable(self.pool.block_size)
-            num_cached = self.pool.peek(keys)
-            if not self._defer(task, keys, num_cached):
-                break
+        task = self.waiting.peek(now)
+        if task is None or len(self.running) >= self.max_num_seqs:
+            return None
+        keys = task.reusable(self.pool.block_size)
+        num_cached = self.pool.peek(keys)
         before = task.lead.num_computed
         if task.outgoing is not None:
             blocks = acquire(self.pool, task.hashes, task.num_tokens, compute=True)
@@ -190,6 +189,13 @@ class PrefillScheduler:
         lead.num_computed = len(keys) * self.pool.block_size
 
     # -------------------------------------------------------------- the same prompt, twice
+    def _defer_first(self, now: float) -> None:
+        """See that the first waiting task is one that may start."""
+        while (task := self.waiting.peek(now)) is not None:
+            keys = task.reusable(self.pool.block_size)
+            if not self._defer(task, keys, self.pool.peek(keys)):
+                return
+
     def _defer(self, task: PrefillTask, keys: list[bytes], num_cached: int) -> bool:
         """Let it wait if another task computes the blocks it would begin with."""
         lacking = keys[num_cached:]
