@@ -59,9 +59,9 @@ def start_ray(host: Host, logs: Path, *, head: Host | None, role: str) -> Callab
     log = logs / f"ray-{host.name}.log"
     log.unlink(missing_ok=True)
     process = host.start(
-        ["ray", "start", *join, "--block", f"--node-ip-address={host.address}", "--num-cpus=1",
-         f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats",
-         *([] if head else ["--include-dashboard=false"]),
+        [_beside_python("ray"), "start", *join, "--block", f"--node-ip-address={host.address}",
+         "--num-cpus=1", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+         "--disable-usage-stats", *([] if head else ["--include-dashboard=false"]),
          *(f"--{name}={port}" for name, port in _RAY_PORTS.items()),
          f"--resources={json.dumps({f'pd_{role}': 1})}"],
         _ENVIRONMENT, log,
@@ -137,6 +137,11 @@ def wrong_ways(ways: Mapping[tuple[str, str], str], homes: Mapping[str, str]) ->
     if homes["prefill-0"] == homes["decode-0"]:
         problems.append("prefill and decode node are on the same host")
     return problems
+
+
+def _beside_python(command: str) -> str:
+    """A command of the environment that runs this, which need not be on the PATH."""
+    return str(Path(sys.executable).with_name(command))
 
 
 def _await(
