@@ -39,7 +39,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
-        self._log = log
+        self.log = log
         self._holds = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -150,8 +150,8 @@ class BlockPool:
             raise ValueError(f"block {block} is already registered under another hash")
         self._hash_of[block] = key
         self._block_of[key] = block
-        if self._log is not None:
-            self._log.stored(key, "node")
+        if self.log is not None:
+            self.log.stored(key, "node")
 
     def cached_keys(self) -> list[bytes]:
         """The hashes of everything findable."""
@@ -163,8 +163,8 @@ class BlockPool:
         self._evictable.clear()
         for key, block in self._block_of.items():
             self._hash_of[block] = None
-            if self._log is not None:
-                self._log.removed(key, "node")
+            if self.log is not None:
+                self.log.removed(key, "node")
         self._block_of.clear()
 
     def _evict(self) -> int:
@@ -173,8 +173,8 @@ class BlockPool:
         assert key is not None
         del self._block_of[key]
         self._hash_of[block] = None
-        if self._log is not None:
-            self._log.removed(key, "node")
+        if self.log is not None:
+            self.log.removed(key, "node")
         return block
 
     def check(self) -> None:

@@ -62,7 +62,6 @@ class Fetcher:
         self.costs = FetchCosts()
         self.epoch = 0  # of this node
         self.num_blocks = 0  # fetched so far
-        self.num_failed = 0  # fetches that did not bring what they were to
 
     def __len__(self) -> int:
         return len(self._fetches)
@@ -118,14 +117,13 @@ class Fetcher:
     def peer_lost(self, peer: str, epoch: int) -> None:
         for fetching in list(self._fetches.values()):
             transfer = fetching.transfer
-            if transfer.sender == peer and transfer.sender_epoch <= epoch:
+            if transfer.is_from(peer, epoch):
                 fetching.ended = True
 
     def tick(self, now: float) -> None:
         """Close what has ended; stop waiting for holders that have gone silent."""
         for fetching in list(self._fetches.values()):
             if fetching.ended:
-                self.num_failed += 1
                 fetching.transfer.stopped()
                 self._close(fetching, now)
             elif now >= fetching.until:
@@ -260,7 +258,7 @@ class BlockServer:
 
     def peer_lost(self, peer: str, epoch: int) -> None:
         for transfer_id, (outgoing, _, _) in list(self._serving.items()):
-            if outgoing.receiver == peer and outgoing.receiver_epoch <= epoch:
+            if outgoing.is_to(peer, epoch):
                 self._cancel(transfer_id, outgoing)
 
     def _cancel(self, transfer_id: int, outgoing: OutgoingTransfer) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kvstore.blocks import BlockPool
 from kvstore.prefix import pack_keys
@@ -27,7 +27,7 @@ class Offer:
     outgoing: OutgoingTransfer
     blocks: list[int]
     until: float
-    given_up: bool = field(default=False)
+    given_up: bool = False
 
 
 class Publisher:
@@ -127,7 +127,7 @@ class Publisher:
             self._target = None
         for transfer_id, offer in list(self._offers.items()):
             outgoing = offer.outgoing
-            if outgoing.receiver == peer and outgoing.receiver_epoch <= epoch:
+            if outgoing.is_to(peer, epoch):
                 self._give_up(transfer_id, offer)
 
     def tick(self, now: float) -> None:

@@ -103,6 +103,10 @@ class IncomingTransfer:
         if not self._missing:
             self._move(IncomingStatus.COMPLETE)
 
+    def is_from(self, peer: str, epoch: int) -> bool:
+        """The sender is this process, of this epoch or an earlier one."""
+        return self.sender == peer and self.sender_epoch <= epoch
+
     @property
     def num_missing(self) -> int:
         return len(self._missing)
@@ -206,6 +210,10 @@ class OutgoingTransfer:
         self._next = 0  # blocks of `_dst` that were given to the transport
         self._finished = False
         self._in_flight: dict[int, int] = {}  # first -> count
+
+    def is_to(self, peer: str, epoch: int) -> bool:
+        """The receiver is this process, of this epoch or an earlier one."""
+        return self.receiver == peer and self.receiver_epoch <= epoch
 
     @property
     def in_flight(self) -> int:

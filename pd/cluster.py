@@ -42,6 +42,7 @@ GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
 _WAIT_POLL_S = 1.0
 _STOP_TIMEOUT_S = 30.0
+_GIVE_UP_TIMEOUT_S = 5.0  # when a start has failed
 # A call that waits for as long as its actor lives occupies a thread of the actor.
 _SUPERVISION_CALLS = 8
 
@@ -78,11 +79,13 @@ class Cluster:
         the user can mend, PDError when the cell does not come up in `start_timeout_s`.
         """
         owns_ray = connect(config, progress)
-        started: list[ActorHandle] = []
+        started: dict[str, ActorHandle] = {}
         try:
             return cls._start(config, progress, started, owns_ray=owns_ray)
         except BaseException:
-            for handle in started:
+            # Asked first, they remove the names of what they share.
+            _ask_to_stop(started, _GIVE_UP_TIMEOUT_S)
+            for handle in started.values():
                 ray.kill(handle)
             if owns_ray:
                 ray.shutdown()
@@ -90,7 +93,7 @@ class Cluster:
 
     @classmethod
     def _start(
-        cls, config: Config, progress: Progress, started: list[ActorHandle], *, owns_ray: bool
+        cls, config: Config, progress: Progress, started: dict[str, ActorHandle], *, owns_ray: bool
     ) -> Cluster:
         cluster = config.cluster
         deadline = time.monotonic() + cluster.start_timeout_s
@@ -103,7 +106,7 @@ class Cluster:
         coordinator = _actor(CoordinatorActor, "coordinator", 64, **here()).remote(
             CoordinatorLaunch(cluster_id, config, secret)
         )
-        started.append(coordinator)
+        started["coordinator"] = coordinator
         peer = _get(coordinator.peer.remote(), deadline)
         threads = cluster.threads(os.cpu_count() or 1)
         nodes: dict[str, ActorHandle] = {}
@@ -111,12 +114,12 @@ class Cluster:
         for node_id, role in _node_ids(config):
             launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
             nodes[node_id] = _node_actor(config, node_id, role, threads).remote(launch)
-            started.append(nodes[node_id])
+            started[node_id] = nodes[node_id]
         port = config.gateway.port or free_port(config.gateway.host, "host")
         gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **here()).remote(
             GatewayLaunch(GATEWAY, cluster_id, peer, config, port, secret)
         )
-        started.append(gateway)
+        started[GATEWAY] = gateway
         for member_id, handle in {**nodes, GATEWAY: gateway}.items():
             coordinator.watch_member.remote(member_id, handle)
         url = _get(gateway.loaded.remote(), deadline)
@@ -138,7 +141,7 @@ class Cluster:
         cluster_id: int,
         coordinator: Peer,
         secret: str | None,
-        started: list[ActorHandle],
+        started: dict[str, ActorHandle],
         deadline: float,
     ) -> dict[str, ActorHandle]:
         """A pool on every host that has nodes, for blocks of the shape they have."""
@@ -152,7 +155,7 @@ class Cluster:
             pools[pool_id] = _actor(
                 PoolActor, pool_id, _SUPERVISION_CALLS, **on_host_of(host)
             ).remote(launch)
-            started.append(pools[pool_id])
+            started[pool_id] = pools[pool_id]
         for handle in pools.values():
             _get(handle.loaded.remote(), deadline)
         return pools
@@ -177,12 +180,9 @@ class Cluster:
             return
         self._stopped.set()
         # In this order every stream is told before the nodes that serve it go.
-        processes = {GATEWAY: self._gateway, "coordinator": self._coordinator, **self.nodes}
-        for name, handle in processes.items():
-            try:
-                ray.get(handle.stop.remote(), timeout=_STOP_TIMEOUT_S)
-            except RayError as error:
-                log.warning("%s did not stop by itself: %s", name, str(error).splitlines()[0])
+        _ask_to_stop({GATEWAY: self._gateway}, _STOP_TIMEOUT_S)
+        _ask_to_stop({"coordinator": self._coordinator}, _STOP_TIMEOUT_S)
+        _ask_to_stop(self.nodes, _STOP_TIMEOUT_S)
         for handle in (self._gateway, self._coordinator, *self.nodes.values()):
             ray.kill(handle)
         if self._owns_ray:
@@ -240,6 +240,18 @@ def _node_actor(config: Config, node_id: str, role: Role, threads: int) -> Any:
         resources=place_of(role),
         runtime_env={"env_vars": env},
     )
+
+
+def _ask_to_stop(processes: Mapping[str, ActorHandle], timeout_s: float) -> None:
+    """Let these processes stop by themselves, all at the same time."""
+    calls = {handle.stop.remote(): name for name, handle in processes.items()}
+    if calls:
+        ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+    for call, name in calls.items():
+        try:
+            ray.get(call, timeout=0)
+        except RayError as error:
+            log.warning("%s did not stop by itself: %s", name, str(error).splitlines()[0])
 
 
 def _get(call: Any, deadline: float) -> Any:

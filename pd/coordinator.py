@@ -329,7 +329,7 @@ class Coordinator:
         missing = self.members.missing()
         nodes: list[Mapping[str, str | int | float | bool]] = [
             {**node.describe(now), "directory_blocks": self.holders.directory.num_blocks(node.id)}
-            for node in sorted(self.members.nodes.values(), key=_place)
+            for node in sorted(self.members.nodes.values(), key=_in_order)
         ]
         lens = [node.hello.max_model_len for node in self.members.serving]
         return CellStatus(
@@ -351,6 +351,6 @@ class Coordinator:
         }
 
 
-def _place(node: Node) -> tuple[int, int, str]:
+def _in_order(node: Node) -> tuple[int, int, str]:
     """Where a node stands in a list of them: not where its start happened to end."""
     return get_args(Role).index(node.hello.role), len(node.id), node.id

@@ -22,14 +22,16 @@ class Popular:
 
 
 class PopularPrefixes:
-    """At most `capacity` prefixes; counting a prompt costs the logarithm of its length, and a
-    walk over all of them when a new prefix replaces the least frequent one."""
+    """At most `capacity` prefixes; counting a prompt costs the logarithm of its length."""
 
     def __init__(self, capacity: int = 256) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self._capacity = capacity
         self._counts: dict[int, Popular] = {}
+        # Keys by their counts, so that one of the least count is found without a walk.
+        self._by_count: dict[int, dict[int, None]] = {}
+        self._least = 0
 
     def count(self, keys: Sequence[int], block_size: int) -> None:
         """A prompt whose full blocks have these keys was asked for."""
@@ -38,14 +40,29 @@ class PopularPrefixes:
             key = keys[num_blocks - 1]
             known = self._counts.get(key)
             if known is not None:
+                self._take(known.count, key)
                 known.count += 1
-            elif len(self._counts) < self._capacity:
-                self._counts[key] = Popular(key, num_blocks * block_size, 1)
             else:
-                least = min(self._counts.values(), key=lambda each: each.count)
-                del self._counts[least.key]
-                self._counts[key] = Popular(key, num_blocks * block_size, least.count + 1)
+                count = 1
+                if len(self._counts) == self._capacity:
+                    count += self._least
+                    oldest = next(iter(self._by_count[self._least]))
+                    self._take(self._least, oldest)
+                    del self._counts[oldest]
+                else:
+                    self._least = 1
+                known = self._counts[key] = Popular(key, num_blocks * block_size, count)
+            self._by_count.setdefault(known.count, {})[key] = None
             num_blocks *= 2
+
+    def _take(self, count: int, key: int) -> None:
+        """Take a key from those of this count; it, or another, is about to have one more."""
+        alike = self._by_count[count]
+        del alike[key]
+        if not alike:
+            del self._by_count[count]
+            if count == self._least:
+                self._least += 1
 
     def top(self, limit: int) -> list[Popular]:
         """Those asked for more than once, most saved tokens first. Of beginnings of one another

@@ -30,6 +30,9 @@ class Promises:
         self._by_last: dict[tuple[str, int], set[int]] = {}  # by node and key: transfers
         self._by_transfer: dict[int, dict[str, _Promise]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._by_transfer)
+
     def __len__(self) -> int:
         return sum(len(promises) for promises in self._by_transfer.values())
 
@@ -42,11 +45,8 @@ class Promises:
 
     def stored(self, node_id: str, keys: Iterable[int]) -> None:
         """The node has reported these blocks: the directory has what was promised with them."""
-        by_last = self._by_last
-        if not by_last:
-            return
         for key in keys:
-            for transfer_id in tuple(by_last.get((node_id, key), ())):
+            for transfer_id in tuple(self._by_last.get((node_id, key), ())):
                 self._end(self._by_transfer[transfer_id][node_id])
 
     def drop(self, transfer_id: int) -> None:

@@ -152,7 +152,7 @@ class Router:
 
     def reported(self, node_id: str, events: BlockEvents) -> None:
         """The directory has these events now."""
-        if len(self.promises):
+        if self.promises:
             self.promises.stored(node_id, unpack_short_keys(events.stored))
 
     def lost(self, node_id: str) -> None:

@@ -282,6 +282,6 @@ class NodeSnapshot:
     # Of a pool, whose blocks above are those of its DRAM tier:
     num_disk_blocks: int = 0
     disk_blocks: int = 0
-    stored_blocks: int = 0  # put here so far
+    stored_blocks: int = 0  # that came here by puts, or of a node: that it has put
     served_disk_blocks: int = 0  # of those fetched from here, read from the disk first
-    dropped_blocks: int = 0  # lost to want of room or to a disk that failed
+    dropped_blocks: int = 0  # lost to want of room or to a disk that failed; of a node: not put

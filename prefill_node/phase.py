@@ -207,7 +207,7 @@ class PrefillPhase:
         """The decode node is gone; the coordinator tells the gateways what that interrupts."""
         for task in list(self.tasks.values()):
             outgoing = task.outgoing
-            if outgoing and outgoing.receiver == peer and outgoing.receiver_epoch <= epoch:
+            if outgoing and outgoing.is_to(peer, epoch):
                 self._cancel(task)
 
     def renew(self) -> None:

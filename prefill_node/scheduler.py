@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from kvstore.blocks import BlockPool
 from kvstore.table import acquire
 from kvstore.transfer import OutgoingTransfer
-from pd.policies.order import OrderPolicy, WaitingQueue
+from pd.policies.order import Key, OrderPolicy, WaitingQueue
 from pd.types import PrefillChunk, Sequence, Source, Work
 
 
@@ -112,21 +112,21 @@ class PrefillScheduler:
         """Chunks for one step, at most `budget` tokens and one chunk a task."""
         chunks: list[PrefillChunk] = []
         running = sorted(
-            (self.policy.key(task.work, task.arrived, now), task.transfer_id, task)
-            for task in self.running.values()
+            (self._key_of(task, now), task.transfer_id, task) for task in self.running.values()
         )
         running.reverse()
         room = True
         while budget > 0:
-            if room:
-                self._defer_first(now)
-            waiting_key = self.waiting.peek_key(now) if room else None
-            if waiting_key is not None and (not running or waiting_key < running[-1][0]):
-                started = self._start(now)
-                if started is None:
+            first = self.waiting.peek(now) if room else None
+            if first is not None and (not running or self._key_of(first, now) < running[-1][0]):
+                keys = first.reusable(self.pool.block_size)
+                num_cached = self.pool.peek(keys)
+                if self._defer(first, keys, num_cached):
+                    continue
+                if not self._start(first, keys, num_cached):
                     room = False
                     continue
-                task = started
+                task = first
             elif running:
                 task = running.pop()[2]
             else:
@@ -155,18 +155,19 @@ class PrefillScheduler:
         self.running.pop(task.transfer_id, None)
         return True
 
-    def _start(self, now: float) -> PrefillTask | None:
-        """Give the first waiting task its blocks; None if there is no room for it."""
-        task = self.waiting.peek(now)
-        if task is None or len(self.running) >= self.max_num_seqs:
-            return None
-        keys = task.reusable(self.pool.block_size)
-        num_cached = self.pool.peek(keys)
+    def _key_of(self, task: PrefillTask, now: float) -> Key:
+        return self.policy.key(task.work, task.arrived, now)
+
+    def _start(self, task: PrefillTask, keys: list[bytes], num_cached: int) -> bool:
+        """Give a waiting task its blocks, if there is room for it; `num_cached` of `keys`, the
+        blocks that may come from the cache, are there."""
+        if len(self.running) >= self.max_num_seqs:
+            return False
         before = task.lead.num_computed
         if task.outgoing is not None:
             blocks = acquire(self.pool, task.hashes, task.num_tokens, compute=True)
             if blocks is None:
-                return None
+                return False
             task.lead.blocks, num_cached = blocks
             task.lead.table_version += 1
             task.lead.num_computed = num_cached * self.pool.block_size
@@ -178,7 +179,7 @@ class PrefillScheduler:
         self.running[task.transfer_id] = task
         for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
             self._computing.setdefault(key, task)
-        return task
+        return True
 
     def _replace_by_cached(self, lead: Sequence, keys: list[bytes]) -> None:
         """Blocks that were computed since this sequence was given its own, in their place."""
@@ -189,13 +190,6 @@ class PrefillScheduler:
         lead.num_computed = len(keys) * self.pool.block_size
 
     # -------------------------------------------------------------- the same prompt, twice
-    def _defer_first(self, now: float) -> None:
-        """See that the first waiting task is one that may start."""
-        while (task := self.waiting.peek(now)) is not None:
-            keys = task.reusable(self.pool.block_size)
-            if not self._defer(task, keys, self.pool.peek(keys)):
-                return
-
     def _defer(self, task: PrefillTask, keys: list[bytes], num_cached: int) -> bool:
         """Let it wait if another task computes the blocks it would begin with."""
         lacking = keys[num_cached:]

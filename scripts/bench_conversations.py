@@ -27,7 +27,7 @@ from typing import Any
 
 from benchlib.cells import resolve, running, say, spec_of, use_cores
 from benchlib.environment import environment
-from benchlib.report import show_table, write_json
+from benchlib.report import options_of, show_table, write_json
 
 from pd.client import Client
 
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"answers identical in all settings: {identical}")
     write_json(args.json, {
         "environment": environment(),
-        "options": {key: value for key, value in vars(args).items() if key != "json"},
+        "options": options_of(args),
         "identical": identical, "rows": rows,
     })  # fmt: skip
 

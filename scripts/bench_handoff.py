@@ -38,7 +38,7 @@ import httpx
 from bench_transfer import measure as measure_transports
 from benchlib.cells import resolve, running, say, spec_of, use_cores
 from benchlib.environment import environment
-from benchlib.report import milliseconds, show_table, write_json
+from benchlib.report import milliseconds, options_of, show_table, write_json
 
 from pd.cluster import Cluster
 
@@ -183,7 +183,7 @@ def main() -> None:
         ["", "blocks", "median ms", "GB/s", "of a copy", "of raw ZeroMQ"],
         map(transport_cells, sorted(transports, key=lambda row: -row["blocks"])),
     )
-    options = {key: value for key, value in vars(args).items() if key != "json"}
+    options = options_of(args)
     report = {
         "environment": facts, "options": options, "handoffs": rows, "transports": transports,
     }  # fmt: skip

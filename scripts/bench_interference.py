@@ -41,7 +41,7 @@ from typing import Any
 
 from benchlib.cells import node_pids, resolve, run_streams, running, say, use_cores
 from benchlib.environment import environment
-from benchlib.report import milliseconds, percentile, show_table, write_json
+from benchlib.report import milliseconds, options_of, percentile, show_table, write_json
 
 CHUNKS = (32, 64, 128, 256, 512, 1024)
 CORES = 2
@@ -215,7 +215,7 @@ def main() -> None:
     headings = ["", "idle p50", "ITL p50", "p99", "worst", "max", "p99 / idle", "late", "TTFT p50",
                 "max", "tokens/s"]  # fmt: skip
     show_table(f"{title} (ITL in ms, TTFT in s)", headings, map(row, results))
-    options = {key: value for key, value in vars(args).items() if key not in ("json", "picture")}
+    options = options_of(args, "picture")
     write_json(args.json, {"environment": facts, "options": options, "results": results})
     picture(results, args.picture, title)
 

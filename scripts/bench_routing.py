@@ -20,7 +20,7 @@ from typing import Any
 
 from benchlib.cells import resolve, running, say, spec_of, use_cores
 from benchlib.environment import environment
-from benchlib.report import percentile, show_table, write_json
+from benchlib.report import options_of, percentile, show_table, write_json
 
 from pd.client import Client
 
@@ -121,7 +121,7 @@ def main() -> None:
     print(f"answers identical under all policies: {identical}")
     write_json(args.json, {
         "environment": environment(),
-        "options": {key: value for key, value in vars(args).items() if key != "json"},
+        "options": options_of(args),
         "identical": identical, "rows": rows,
     })  # fmt: skip
 

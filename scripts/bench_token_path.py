@@ -30,7 +30,7 @@ from bench_front import write_model
 from benchlib.cells import node_pids, resolve, run_streams, running, say
 from benchlib.environment import environment
 from benchlib.processes import CpuMeter
-from benchlib.report import milliseconds, percentile, show_table, write_json
+from benchlib.report import milliseconds, options_of, percentile, show_table, write_json
 
 from pd.cluster import Cluster
 
@@ -108,7 +108,7 @@ def main() -> None:
     headings = ["streams", "node us", "gateway us", "both us", "compute us", "tokens/s",
                 "ITL p50 ms"]  # fmt: skip
     show_table("CPU time a token", headings, map(cells, rows))
-    options = {key: value for key, value in vars(args).items() if key != "json"}
+    options = options_of(args)
     report = {"environment": facts, "options": options, "idle": idle, "results": rows}
     write_json(args.json, report)
 

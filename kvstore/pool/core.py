@@ -20,19 +20,18 @@ from kvstore.transfer import IncomingStatus, IncomingTransfer, OutgoingStatus, O
 from kvstore.transport.events import Arrived, Pushed, TransferEvent
 from pd.errors import TransferError
 from pd.messages import (
-    COORDINATOR,
     AbortTransfer,
     Fetch,
     Message,
     PeerLost,
     Put,
     PutGranted,
-    Snapshot,
     Stopped,
     SyncBlocks,
     UsePool,
 )
 from pd.outbox import CancelPush, Expect, Forget, Outbox
+from pd.reporter import Reporter
 from pd.types import NodeSnapshot
 
 
@@ -83,6 +82,7 @@ class PoolCore:
         self.outbox = Outbox(node_id)
         self.counters: Counter[str] = Counter()
         self._log = BlockLog()
+        self._reporter = Reporter(self.outbox, limits.heartbeat_s, limits.snapshot_s, self._log)
         self.tiers = Tiers(
             limits.num_pages, limits.num_slots, self._log, self.counters,
             eviction=limits.eviction, max_writes=limits.max_disk_writes,
@@ -92,9 +92,6 @@ class PoolCore:
         self._coming: set[bytes] = set()
         self.serving: dict[int, Serving] = {}
         self._readers: dict[bytes, list[int]] = {}  # key to the fetches that wait for it
-        self._next_snapshot = 0.0
-        self._next_heartbeat = 0.0
-        self._changed = True
 
     # -------------------------------------------------------------- events in
     def recovered(self, slots: Iterable[tuple[int, bytes]]) -> None:
@@ -102,7 +99,7 @@ class PoolCore:
         self.counters["recovered"] = self.tiers.recovered(slots)
 
     def on_message(self, sender: str, message: Message, now: float) -> None:
-        self._changed = True
+        self._reporter.changed()
         if isinstance(message, Put):
             self._put(sender, message, now)
         elif isinstance(message, Fetch):
@@ -119,14 +116,14 @@ class PoolCore:
             raise TypeError(f"a pool has no use for {type(message).__name__} from {sender}")
 
     def on_transfer(self, event: TransferEvent, now: float) -> None:
-        self._changed = True
+        self._reporter.changed()
         if isinstance(event, Arrived):
             self._arrived(event, now)
         elif isinstance(event, Pushed):
             self._pushed(event)
 
     def on_disk(self, done: DiskOutcome) -> None:
-        self._changed = True
+        self._reporter.changed()
         self.tiers.done(done)
         if done.kind == "read":
             for transfer_id in self._readers.pop(done.key, ()):
@@ -140,19 +137,12 @@ class PoolCore:
         """Leases, disk work, events and heartbeats; on every turn of the loop."""
         self._end_leases(now)
         self.tiers.work()
-        due = now >= self._next_heartbeat or (self._changed and now >= self._next_snapshot)
-        if due and self.epoch:
-            self._changed = False
-            self._next_snapshot = now + self.limits.snapshot_s
-            self._next_heartbeat = now + self.limits.heartbeat_s
-            for events in self._log.drain():
-                self.outbox.send(COORDINATOR, events)
-            self.outbox.send(COORDINATOR, Snapshot(self.snapshot()))
+        if self.epoch and self._reporter.due(now):
+            self._reporter.report(self.snapshot(), now)
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the latest."""
-        due = self._next_heartbeat
-        return min(due, self._next_snapshot) if self._changed else due
+        return self._reporter.next
 
     def drain(self) -> list[PoolEffect]:
         disk, self.tiers.effects = self.tiers.effects, []
@@ -342,11 +332,11 @@ class PoolCore:
     def _peer_lost(self, peer: str, epoch: int) -> None:
         for receiving in list(self.receiving.values()):
             transfer = receiving.transfer
-            if transfer.sender == peer and transfer.sender_epoch <= epoch:
+            if transfer.is_from(peer, epoch):
                 self._close_put(receiving)
         for serving in list(self.serving.values()):
             outgoing = serving.outgoing
-            if outgoing.receiver == peer and outgoing.receiver_epoch <= epoch:
+            if outgoing.is_to(peer, epoch):
                 self._cancel(serving)
 
     def check(self) -> None:

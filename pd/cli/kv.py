@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pd.cli.arguments import add_client_flags, server_url
+from pd.cli.cell import add_flags, console, status, table
 
-WIDTH = 200  # where there is no terminal whose width counts
 Node = Mapping[str, Any]
 
 
@@ -20,16 +19,12 @@ def add_parser(commands: Any) -> None:
         description="Where KV lies, how full each tier is, how much of all prompts was found and "
         "where, and which beginnings of prompts are asked for most.",
     )
-    add_client_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pd.client import Client
-
-    with Client(server_url(args), api_key=args.api_key, timeout_s=10.0) as client:
-        cell = client.status()
+    cell = status(args)
     report = {
         "sources": sources(cell["nodes"]),
         "tiers": list(tiers(cell["nodes"])),
@@ -85,37 +80,25 @@ def tiers(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
 
 
 def _print(report: Mapping[str, Any], url: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-
-    def table(*columns: str) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for i, column in enumerate(columns):
-            made.add_column(column, justify="right" if i else "left")
-        return made
-
+    out = console()
     total = sum(report["sources"].values())
-    console.print(f"{url}: {total:,} tokens of prompts so far", highlight=False)
-    origins = table("KV from", "tokens", "share")
+    out.print(f"{url}: {total:,} tokens of prompts so far", highlight=False)
+    origins = table("KV from", "tokens", "share", text=1)
     for name, tokens in report["sources"].items():
         origins.add_row(name, f"{tokens:,}", f"{tokens / total:.1%}" if total else "-")
-    console.print(origins)
-    places = table("holder", "tier", "tokens held", "of", "fill", "given", "lost")
+    out.print(origins)
+    places = table("holder", "tier", "tokens held", "of", "fill", "given", "lost", text=2)
     for row in report["tiers"]:
         fill = row["tokens"] / row["capacity"] if row["capacity"] else 0.0
         places.add_row(
             row["id"], row["tier"], f"{row['tokens']:,}", f"{row['capacity']:,}", f"{fill:.0%}",
             f"{row['given']:,}", f"{row['lost']:,}",
         )  # fmt: skip
-    console.print(places)
+    out.print(places)
     if report["prefixes"]:
-        prefixes = table("prefix", "tokens", "requests", "holders")
+        prefixes = table("prefix", "tokens", "requests", "holders", text=1)
         for row in report["prefixes"]:
             prefixes.add_row(
                 row["key"], f"{row['tokens']:,}", f"{row['requests']:,}", row["holders"]
             )
-        console.print(prefixes)
+        out.print(prefixes)

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pd.cli.arguments import add_client_flags, server_url
+from pd.cli.cell import add_flags, console, status, table
 
 # Column title to what it shows of a node.
 COLUMNS = ("id", "role", "state", "epoch", "pid", "host", "device", "queue", "batch", "blocks")
-WIDTH = 200  # where there is no terminal whose width counts
 
 
 def add_parser(commands: Any) -> None:
@@ -20,16 +19,12 @@ def add_parser(commands: Any) -> None:
         help="show the nodes of a running server",
         description="The nodes of a running server. Exit status 1 if it is not ready to serve.",
     )
-    add_client_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print everything known, as JSON")
+    add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pd.client import Client
-
-    with Client(server_url(args), api_key=args.api_key, timeout_s=10.0) as client:
-        cell = client.status()
+    cell = status(args)
     if args.json:
         print(json.dumps(cell, indent=2))
     else:
@@ -55,17 +50,12 @@ def row_of(node: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _print_table(cell: Mapping[str, Any], url: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     state = "ready" if cell["ready"] else f"not ready: {cell['reason']}"
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    console.print(f"{url} is {state}; {cell['num_requests']} requests in flight", highlight=False)
+    out = console()
+    out.print(f"{url} is {state}; {cell['num_requests']} requests in flight", highlight=False)
     if not cell["nodes"]:
         return
-    table = Table(*COLUMNS, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    nodes = table(*COLUMNS)
     for node in cell["nodes"]:
-        table.add_row(*row_of(node))
-    console.print(table)
+        nodes.add_row(*row_of(node))
+    out.print(nodes)

@@ -12,14 +12,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from decode_node.phase import DecodePhase
-from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
 from kvstore.fetch import BlockServer, Fetcher
 from kvstore.prefix import KeySpace
 from kvstore.publish import Publisher
 from kvstore.transport.events import Arrived, Pushed, TransferEvent
 from pd.messages import (
-    COORDINATOR,
     Abort,
     AbortTransfer,
     Fetch,
@@ -30,7 +28,6 @@ from pd.messages import (
     PutGranted,
     Renew,
     Reserve,
-    Snapshot,
     StartPrefill,
     Stopped,
     SyncBlocks,
@@ -38,6 +35,7 @@ from pd.messages import (
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.order import OrderPolicy
+from pd.reporter import Reporter
 from pd.types import BatchPlan, NodeSnapshot, Request, Role, Sampled
 from prefill_node.phase import PrefillPhase
 from prefill_node.scheduler import PrefillTask
@@ -76,10 +74,9 @@ class NodeCore:
         limits: NodeLimits,
         layout_fingerprint: int,
         block_bytes: int = 0,
-        log: BlockLog | None = None,
         key_space: KeySpace = KeySpace(),  # noqa: B008
     ) -> None:
-        """`log` is the one that `pool` writes: it is reported to the coordinator."""
+        """What `pool` logs is reported to the coordinator."""
         self.node_id = node_id
         self.role = role
         self._epoch = 0
@@ -88,7 +85,7 @@ class NodeCore:
         self.outbox = Outbox(node_id)
         self._layout = layout_fingerprint
         self._key_space = key_space
-        self._log = log
+        self._reporter = Reporter(self.outbox, limits.heartbeat_s, limits.snapshot_s, pool.log)
         self._num_own_ids = 0
         self.publisher = Publisher(
             pool, self.outbox, self._own_id, timeout_s=limits.lease_s,
@@ -118,14 +115,11 @@ class NodeCore:
         self._transferred_bytes = 0
         self._transfer_s = 0.0
         self._next_renewal = 0.0
-        self._next_snapshot = 0.0
-        self._next_heartbeat = 0.0
         self._now = 0.0  # of the event being handled
-        self._changed = True
 
     # -------------------------------------------------------------- events in
     def on_message(self, sender: str, message: Message, now: float) -> None:
-        self._changed = True
+        self._reporter.changed()
         self._now = now
         if isinstance(message, StartPrefill):
             self._last_transfer_id = max(self._last_transfer_id, message.transfer_id)
@@ -159,14 +153,14 @@ class NodeCore:
         elif isinstance(message, UsePool):
             self.publisher.use(message.id, message.epoch)
         elif isinstance(message, SyncBlocks):
-            if self._log is not None:
-                self._log.resync(("node", key) for key in self.pool.cached_keys())
+            if self.pool.log is not None:
+                self.pool.log.resync(("node", key) for key in self.pool.cached_keys())
         else:
             raise TypeError(f"a node has no use for {type(message).__name__} from {sender}")
         self.decode.grant(now)
 
     def on_transfer(self, event: TransferEvent, now: float) -> None:
-        self._changed = True
+        self._reporter.changed()
         if isinstance(event, Pushed):
             if event.transfer_id in self.publisher:
                 self.publisher.pushed(event)
@@ -190,20 +184,12 @@ class NodeCore:
         if now >= self._next_renewal:
             self._next_renewal = now + self.limits.lease_s / 4
             self.prefill.renew()
-        due = now >= self._next_heartbeat or (self._changed and now >= self._next_snapshot)
-        if due and self.epoch:
-            self._changed = False
-            self._next_snapshot = now + self.limits.snapshot_s
-            self._next_heartbeat = now + self.limits.heartbeat_s
-            if self._log is not None:
-                for events in self._log.drain():
-                    self.outbox.send(COORDINATOR, events)
-            self.outbox.send(COORDINATOR, Snapshot(self.snapshot(now)))
+        if self.epoch and self._reporter.due(now):
+            self._reporter.report(self.snapshot(now), now)
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the latest."""
-        due = min(self._next_heartbeat, self._next_renewal)
-        return min(due, self._next_snapshot) if self._changed else due
+        return min(self._next_renewal, self._reporter.next)
 
     # -------------------------------------------------------------- steps
     def plan(self, now: float) -> BatchPlan | None:
@@ -228,7 +214,7 @@ class NodeCore:
         plan, self._plan = self._plan, None
         if plan is None:
             raise RuntimeError("no step is in flight")
-        self._changed = True
+        self._reporter.changed()
         self._now = now
         self._steps += 1
         self._step_s = now - self._planned_at
@@ -280,7 +266,9 @@ class NodeCore:
             fetched_tokens=self.fetcher.num_blocks * self.pool.block_size,
             fetch_s_per_block=self.fetcher.costs.fast,
             fetch_s_per_slow_block=self.fetcher.costs.slow,
+            stored_blocks=self.publisher.num_put,
             served_blocks=self.server.num_blocks,
+            dropped_blocks=self.publisher.num_skipped,
         )
 
     def check_idle(self) -> None:

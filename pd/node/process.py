@@ -173,9 +173,11 @@ class NodeProcess:
             heartbeat_s=config.cluster.heartbeat_s,
             fetch=config.pool.fetch,
         )
-        log = BlockLog()
         pool = BlockPool(
-            engine.num_blocks, engine.block_size, prefix_cache=config.cache.prefix_cache, log=log
+            engine.num_blocks,
+            engine.block_size,
+            prefix_cache=config.cache.prefix_cache,
+            log=BlockLog(),
         )
         layout = engine.layout
         return NodeCore(

@@ -78,10 +78,6 @@ class WaitingQueue(Generic[T]):
         entry = self._first(now)
         return None if entry is None else entry.item
 
-    def peek_key(self, now: float) -> Key | None:
-        entry = self._first(now)
-        return None if entry is None else self.policy.key(entry.work, entry.arrived, now)
-
     def pop(self, now: float) -> T | None:
         entry = self._first(now)
         if entry is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(report), indent=1) + "\n")
     print(f"stored in {path}", flush=True)
+
+
+def options_of(args: argparse.Namespace, *places: str) -> dict[str, Any]:
+    """What a benchmark was told, except the places where it stores what: `--json`, and these."""
+    return {key: value for key, value in vars(args).items() if key not in ("json", *places)}
 
 
 def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -84,6 +84,28 @@ def test_turns_are_fetched_and_nothing_changes(cell: LiveCell) -> None:
     assert alone == [answers[-1]], "with another salt everything was computed"
 
 
+def test_the_coordinator_knows_what_every_node_has(cell: LiveCell) -> None:
+    converse(cell, seed=5)
+    rows = cell.status()["nodes"]
+    known = {row["id"]: row["directory_blocks"] for row in rows}
+    there = {row["id"]: row["cached_blocks"] for row in rows if row["role"] != "pool"}
+    assert all(there.values())
+    assert {node_id: known[node_id] for node_id in there} == there
+
+
+def test_nodes_fetch_from_one_another(start_cell: Callable[..., Any]) -> None:
+    """Without a pool, what the other prefill node has computed is fetched from it."""
+    options = {**OPTIONS, "pool_dram_gib": 0.0, "pool_disk_gib": 0.0}
+    with start_cell(prefill=2, decode=1, routing="round_robin", **options) as cell:
+        prompt = random.Random(6).choices(VOCABULARY, k=400)
+        answers = []
+        for _ in range(2):
+            answers += cell.tokens(prompt=prompt, max_tokens=4, temperature=0, ignore_eos=True)
+            eventually(lambda: not cell.why_not_idle())
+        assert answers[0] == answers[1]
+        assert fetched(cell) >= 384 - 16
+
+
 def test_other_salts_share_nothing(cell: LiveCell) -> None:
     prompt = random.Random(2).choices(VOCABULARY, k=100)
     cell.tokens(prompt=prompt, max_tokens=2, temperature=0, cache_salt="a")

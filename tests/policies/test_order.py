@@ -79,7 +79,7 @@ def test_equals_leave_in_the_order_they_came(order: str) -> None:
 
 def test_an_empty_queue_has_nothing() -> None:
     queue: WaitingQueue[str] = WaitingQueue(OrderPolicy("sjf"))
-    assert queue.peek(0.0) is None and queue.peek_key(0.0) is None and queue.pop(0.0) is None
+    assert queue.peek(0.0) is None and queue.pop(0.0) is None
     assert len(queue) == 0 and not queue.remove("never there")
 
 
@@ -175,8 +175,6 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.peek(self.now) is first
         assert len(self.queue) == len(self.items)
         assert set(self.queue) == set(self.items)
-        key = None if first is None else self.policy.key(first.work, first.arrived, self.now)
-        assert self.queue.peek_key(self.now) == key
 
     def first(self) -> Item | None:
         return min(

@@ -105,9 +105,8 @@ class Cell:
         if role == "pool":
             self._start_pool(node_id, address)
             return
-        log = BlockLog()
-        pool = BlockPool(self.num_blocks, self.block_size, log=log)
-        core = NodeCore(node_id, role, pool, self.limits, LAYOUT, log=log)
+        pool = BlockPool(self.num_blocks, self.block_size, log=BlockLog())
+        core = NodeCore(node_id, role, pool, self.limits, LAYOUT)
         engine = OracleEngine(self.num_blocks, self.block_size)
         self.nodes[node_id] = SimNode(core, engine, address)
         hello = NodeHello(
