@@ -40,10 +40,10 @@ class KeySpace:
         material = cluster_id.to_bytes(8, "little") if secret is None else secret.encode()
         return cls(hmac.digest(material, _DOMAIN, "sha256"), share_between_tenants)
 
-    def root(self, layout_fingerprint: int, tenant: str = "", cache_salt: str = "") -> bytes:
-        """The parent of a prompt's first block, 32 bytes."""
+    def root(self, layout: int, tenant: str = "", cache_salt: str = "") -> bytes:
+        """The parent of a prompt's first block, 32 bytes; `layout` is `KVLayout.content`."""
         name = b"" if self.share_between_tenants else b"tenant " + tenant.encode()
-        parts = (layout_fingerprint.to_bytes(8, "little"), name, cache_salt.encode())
+        parts = (layout.to_bytes(8, "little"), name, cache_salt.encode())
         # With their lengths, so that no two (tenant, salt) pairs read the same.
         text = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
         return hmac.digest(self.secret, _DOMAIN + text, "sha256")

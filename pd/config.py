@@ -223,6 +223,11 @@ class PoolConfig(Section):
     pool_disk_dir: str | None = option(
         None, "directory for the pool's files, needed with pool_disk_gib"
     )
+    pool_dtype: Literal["auto", "float16", "bfloat16", "int8", "fp8"] = option(
+        "auto",
+        "how the pool keeps KV; auto is as the nodes do, int8 and fp8 take a quarter of float32's "
+        "bytes and may change tokens",
+    )
     fetch: bool = option(
         True, "bring cached KV from the pool and other nodes where that beats computing it"
     )
@@ -248,6 +253,15 @@ class TransferConfig(Section):
         "transports to use, most wanted first: shm (one host), zmq (TCP), torch (gloo, or NCCL "
         "between GPUs), nixl (UCX; pip install nixl)",
     )
+    wire_dtype: Literal["auto", "float16", "bfloat16", "int8", "fp8"] = option(
+        "auto",
+        "how KV travels between hosts where that saves bytes; auto is as it lies, int8 and fp8 may "
+        "change tokens",
+    )
+    connections: int | None = option(
+        None, "TCP connections between two hosts' nodes; auto is one for four cores, at most 4",
+        minimum=1, maximum=64,
+    )  # fmt: skip
     verify: bool = option(True, "check every block's checksum before a sequence uses it")
     max_message_bytes: int = option(
         64 << 20, "largest message between two processes, in bytes",

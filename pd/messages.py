@@ -36,7 +36,7 @@ class NodeHello:
     role: Role
     incarnation: int
     endpoints: Mapping[str, str]
-    layout: int  # KVLayout.fingerprint: nodes of different layouts never exchange blocks
+    layout: int  # KVLayout.content: nodes for which it differs never exchange blocks
     num_blocks: int
     block_size: int
     max_model_len: int

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvstore.arena import KVArena
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolLaunch:
-    """What a pool process is told when it is started."""
+    """What a pool process is told when it is started; `layout` is that of the nodes."""
 
     pool_id: str
     cluster_id: int
@@ -44,6 +44,8 @@ class PoolProcess:
         self.launch = launch
         self.incarnation = secrets.randbits(63) | 1
         config, layout = launch.config, launch.layout
+        if config.pool.pool_dtype != "auto":
+            layout = replace(layout, dtype=config.pool.pool_dtype)
         num_pages = int(config.pool.pool_dram_gib * GIB) // layout.block_bytes
         if num_pages < 1:
             raise ConfigError(
@@ -108,7 +110,7 @@ class PoolProcess:
             role="pool",
             incarnation=self.incarnation,
             endpoints={"control": self._mailbox.endpoint, **self._hub.endpoints()},
-            layout=self.launch.layout.fingerprint,
+            layout=self.launch.layout.content,
             num_blocks=num_pages,
             block_size=self.launch.layout.block_size,
             max_model_len=0,

@@ -74,9 +74,11 @@ class ChannelTransport(Transport):
 
     # ------------------------------------------------------------------ any thread
     def connect(self, peer: Peer) -> None:
-        payload = payload_layout(
-            self.node.arena.layout, layout_of(peer, self.node), self.node.settings.wire_dtype
-        )
+        ours, theirs = self.node.arena.layout, layout_of(peer, self.node)
+        payload = payload_layout(ours, theirs)
+        if wire_dtype := self.node.settings.wire_dtype:
+            smaller = payload_layout(ours, theirs, wire_dtype)
+            payload = min(payload, smaller, key=lambda layout: layout.block_bytes)
         self._do(lambda: self._set_lane(peer, payload, peer.endpoints[self.name]))
 
     def forget_peer(self, peer_id: str) -> None:

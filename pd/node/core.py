@@ -72,7 +72,7 @@ class NodeCore:
         role: Role,
         pool: BlockPool,
         limits: NodeLimits,
-        layout_fingerprint: int,
+        layout: int,
         block_bytes: int = 0,
         key_space: KeySpace = KeySpace(),  # noqa: B008
     ) -> None:
@@ -83,7 +83,7 @@ class NodeCore:
         self.pool = pool
         self.limits = limits
         self.outbox = Outbox(node_id)
-        self._layout = layout_fingerprint
+        self._layout = layout
         self._key_space = key_space
         self._reporter = Reporter(self.outbox, limits.heartbeat_s, limits.snapshot_s, pool.log)
         self._num_own_ids = 0

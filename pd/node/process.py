@@ -87,7 +87,7 @@ class NodeProcess:
             launch = self.launch
             hub = make_hub(
                 launch.node_id, launch.cluster_id, self._arena, launch.config, launch.secret,
-                self._mailbox.wake,
+                self._mailbox.wake, engine.device.type,
             )  # fmt: skip
             core = self._make_core(engine)
             mover = (
@@ -185,7 +185,7 @@ class NodeProcess:
             launch.role,
             pool,
             limits,
-            layout.fingerprint,
+            layout.content,
             layout.block_bytes,
             key_space=config.cache.key_space(launch.secret, launch.cluster_id),
         )
@@ -196,7 +196,7 @@ class NodeProcess:
             role=self.launch.role,
             incarnation=self.incarnation,
             endpoints={"control": self._mailbox.endpoint, **hub.endpoints()},
-            layout=engine.layout.fingerprint,
+            layout=engine.layout.content,
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
             max_model_len=engine.max_model_len,

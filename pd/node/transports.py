@@ -20,14 +20,20 @@ def make_hub(
     config: Config,
     secret: str | None,
     on_event: Callable[[], None],
+    device: str = "cpu",
 ) -> TransportHub:
-    """A hub whose sockets are encrypted where there is a secret."""
+    """A hub whose sockets are encrypted where there is a secret. `device` is where KV lies that
+    the arena has copies of."""
     transfer = config.transfer
+    wanted = {} if transfer.connections is None else {"connections": transfer.connections}
     settings = TransportSettings(
         bind=f"tcp://{config.cluster.bind}:*",
         keys=None if secret is None else CurveKeys.derive(secret, cluster_id),
         verify=transfer.verify,
         message_bytes=min(_BLOCK_MESSAGE_BYTES, transfer.max_message_bytes),
+        wire_dtype=None if transfer.wire_dtype == "auto" else transfer.wire_dtype,
+        device=device,
+        **wanted,
     )
     return TransportHub(
         member_id,

@@ -106,6 +106,17 @@ def test_a_dtype_for_the_way(make: Make, transport: str) -> None:
         np.testing.assert_array_equal(b.arena.blocks[4], expected[0])
 
 
+def test_a_dtype_for_the_way_never_takes_more_bytes(make: Make, transport: str) -> None:
+    int8 = replace(FULL, dtype="int8")
+    a, b = make("a", FULL, wire_dtype="float16"), make("bb", int8)
+    a.hub.connect(b.peer)
+    assert send(a, b, 1, (3,), (4,))
+    (event,) = b.arrived(1)
+    assert event.num_bytes == int8.block_bytes
+    expected = converted(a.arena.blocks, (3,), FULL, int8)
+    np.testing.assert_array_equal(b.arena.blocks[4], expected[0])
+
+
 def test_what_cannot_be_converted_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     a, b = make("a", FULL.part("float32", 0, 2)), make("bb", FULL.part("float32", 2, 2))
     c = make("ccc", replace(FULL, block_size=8))
