@@ -33,7 +33,12 @@ PURE = (
     "pd/timeline.py",
     "pd/outbox.py",
     "pd/policies/*.py",
+    "pd/workload/*.py",
     "pd/coordinator.py",
+    "pd/cost/curve.py",
+    "pd/cost/load.py",
+    "pd/cost/model.py",
+    "pd/cost/store.py",
     "pd/member.py",
     "pd/members.py",
     "pd/holders.py",
@@ -97,6 +102,7 @@ THIRD_PARTY: tuple[tuple[str, set[str]], ...] = (
     ("pd/node/process.py", {"torch"}),
     ("pd/gateway/*.py", {"starlette", "uvicorn", "msgspec", "prometheus_client"}),
     ("pd/client/*.py", {"httpx"}),
+    ("pd/cost/*.py", {"numpy"}),
     ("pd/cli/*.py", {"yaml", "rich"}),
 )
 

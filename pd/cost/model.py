@@ -1,0 +1,153 @@
+"""`CostModel`: how long a step, a run of decode steps or a transfer takes on some hardware.
+
+    step = overhead
+         + linear layers(tokens)                  a curve: flat at first, where reading the
+                                                  weights is the cost, then as steep as the GEMMs
+         + output layer and sampling(sequences)   a curve
+         + max(attention floor,
+               pair * pairs + prefill context * KV read + chunk * chunks
+             + decode context * KV read + decode sequence * sequences)
+
+Every coefficient is in seconds and none is negative, so a step never gets faster by more work.
+Pure: the coordinator, the nodes, the simulator and the tuner ask the same object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pd.cost.curve import Curve
+from pd.cost.load import StepLoad
+from pd.errors import ConfigError
+
+__all__ = ["Attention", "CostModel", "Link", "StepLoad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Seconds of all layers' attention together, by unit of work. `floor_s` is the least it
+    takes in a step that has any."""
+
+    pair_s: float = 0.0
+    prefill_context_s: float = 0.0
+    chunk_s: float = 0.0
+    decode_context_s: float = 0.0
+    decode_seq_s: float = 0.0
+    floor_s: float = 0.0
+
+    def __call__(self, load: StepLoad) -> float:
+        seconds = (
+            self.pair_s * load.prefill_pairs
+            + self.prefill_context_s * load.prefill_context
+            + self.chunk_s * load.num_chunks
+            + self.decode_context_s * load.decode_context
+            + self.decode_seq_s * load.decode_seqs
+        )
+        return seconds if seconds > self.floor_s else self.floor_s
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A way for blocks to go: seconds before the first byte, and bytes a second after it."""
+
+    latency_s: float
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.latency_s < math.inf and 0.0 < self.bytes_per_s < math.inf):
+            raise ConfigError(
+                f"a link needs a latency of 0 s or more and a bandwidth above 0, not "
+                f"{self.latency_s:g} s and {self.bytes_per_s:g} bytes/s"
+            )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Durations on one kind of hardware for one model. Immutable.
+
+    `about` says in words what it is of and where its figures are from: model, hardware, tp,
+    dtype, source, licence, date; `fit` how well it agrees with what it was fitted to.
+    """
+
+    overhead_s: float = 0.0
+    linear: Curve = Curve()  # noqa: RUF009
+    output: Curve = Curve()  # noqa: RUF009
+    attention: Attention = Attention()
+    links: Mapping[str, Link] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = {"overhead_s": self.overhead_s}
+        parts |= {name: getattr(self.attention, name) for name in Attention.__slots__}
+        for name, value in parts.items():
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"a cost model's {name} must be 0 or more, not {value!r}")
+
+    def step_s(self, load: StepLoad) -> float:
+        """Seconds of one step; 0 of one without any work."""
+        tokens = load.prefill_tokens + load.decode_seqs
+        if tokens <= 0:
+            return 0.0
+        return (
+            self.overhead_s
+            + self.linear(tokens)
+            + self.output(load.num_chunks + load.decode_seqs)
+            + self.attention(load)
+        )
+
+    def decode_steps_s(self, num_seqs: int, context: int, num_steps: int) -> float:
+        """Seconds of that many decode-only steps in a row: `context` is that of all sequences
+        together in the first, and grows by one token a sequence and step."""
+        if num_seqs <= 0 or num_steps <= 0:
+            return 0.0
+        each = self.overhead_s + self.linear(num_seqs) + self.output(num_seqs)
+        attention = self.attention
+        base = attention.decode_seq_s * num_seqs + attention.decode_context_s * context
+        growth = attention.decode_context_s * num_seqs
+        flat = 0  # steps at the floor
+        if base + growth * (num_steps - 1) <= attention.floor_s:
+            flat = num_steps
+        elif base < attention.floor_s:
+            flat = math.ceil((attention.floor_s - base) / growth)
+        first, count = base + growth * flat, num_steps - flat
+        above = count * first + growth * count * (count - 1) / 2
+        return num_steps * each + flat * attention.floor_s + above
+
+    def prefill_s(self, new: int, cached: int = 0, chunk: int | None = None) -> float:
+        """Seconds to compute `new` tokens of a prompt after `cached` ones, alone: in one step,
+        or in steps of at most `chunk` tokens."""
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"a chunk has at least one token, not {chunk}")
+        seconds = 0.0
+        while new > 0:
+            size = new if chunk is None else min(chunk, new)
+            seconds += self.step_s(StepLoad.chunk(size, cached))
+            new, cached = new - size, cached + size
+        return seconds
+
+    def transfer_s(self, num_bytes: int, path: str) -> float:
+        """Seconds for one transfer of so many bytes over an otherwise idle path."""
+        try:
+            link = self.links[path]
+        except KeyError:
+            known = ", ".join(sorted(self.links)) or "none at all"
+            raise ConfigError(f"this cost model has no path '{path}'; it has {known}") from None
+        return link.latency_s + num_bytes / link.bytes_per_s
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostModel:
+        """Read a file that `save` wrote. ConfigError where it is none, naming what is wrong."""
+        from pd.cost.store import read
+
+        return read(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON that says its units."""
+        from pd.cost.store import write
+
+        write(self, path)
