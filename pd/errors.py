@@ -2,6 +2,7 @@
 
 PDError
 ├── ConfigError              a flag or a key of the YAML file is wrong
+├── WorkloadError            a workload's file cannot be read, or is not what it claims to be
 ├── ModelError               a model directory cannot be used
 │   └── UnsupportedModelError    its architecture is not one we run
 ├── RequestError             a request cannot be served as asked (an HTTP 4xx)
@@ -25,6 +26,10 @@ class PDError(Exception):
 
 class ConfigError(PDError):
     """A flag or a key of the configuration file is wrong."""
+
+
+class WorkloadError(PDError):
+    """A workload's file cannot be read or is not what it claims to be."""
 
 
 class ModelError(PDError):
@@ -58,9 +63,16 @@ class RequestError(PDError):
 class RejectedError(RequestError):
     """The cell is too busy (429) or not ready (503); `retry_after_s` says when to try again."""
 
-    def __init__(self, message: str, *, status: int = 429, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 429,
+        retry_after_s: float = 1.0,
+        code: str = "overloaded",
+    ) -> None:
         kind = "rate_limit_error" if status == 429 else "service_unavailable_error"
-        super().__init__(message, status=status, code="overloaded", kind=kind)
+        super().__init__(message, status=status, code=code, kind=kind)
         self.retry_after_s = retry_after_s
 
 
