@@ -13,7 +13,6 @@ from collections.abc import Sequence as Seq
 from decode_node.handoff import Handoff
 from decode_node.scheduler import DecodeScheduler
 from kvstore.blocks import BlockPool
-from kvstore.prefix import block_hashes
 from kvstore.table import acquire, share
 from kvstore.transfer import IncomingStatus, IncomingTransfer
 from kvstore.transport.events import Arrived
@@ -30,7 +29,7 @@ from pd.messages import (
 )
 from pd.outbox import Expect, Forget, Outbox
 from pd.policies.order import OrderPolicy, WaitingQueue
-from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent
+from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent, Work
 from prefill_node.scheduler import PrefillTask
 
 
@@ -50,6 +49,7 @@ class DecodePhase:
         watermark: float,
         lease_s: float,
         root_of: Callable[[Request], bytes],
+        keys_of: Callable[[Work], list[bytes]],
         outbox: Outbox,
         on_local_room: Callable[[PrefillTask], None],
         publish: Callable[[list[bytes], list[int]], None] | None = None,
@@ -66,6 +66,7 @@ class DecodePhase:
         self.cache_hit_tokens = 0  # of prompts prefilled on this node
         self._incoming_seqs = 0  # sequences of granted hand-offs, not yet running
         self._root_of = root_of
+        self._keys_of = keys_of
         self._outbox = outbox
         self._on_local_room = on_local_room
         self._block_bytes = block_bytes
@@ -74,9 +75,7 @@ class DecodePhase:
     def reserve(self, message: Reserve, now: float) -> None:
         if message.transfer_id in self.handoffs:
             return
-        work = message.work
-        tokens = (*work.request.prompt, *work.output)
-        hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
+        work, hashes = message.work, self._keys_of(message.work)
         handoff = Handoff(work, message.transfer_id, message.prefill, message.prefill_epoch, hashes)
         self._enqueue(handoff, now)
 
@@ -247,8 +246,9 @@ class DecodePhase:
             )
         return BatchPlan(decodes=decodes, copies=copies)
 
-    def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled]) -> int:
-        events = self.scheduler.commit(decodes, samples)
+    def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1) -> int:
+        """The step has run, `times` in a row; how many tokens it drew."""
+        events = self.scheduler.commit(decodes, samples, times)
         token = self._outbox.token
         for seq, sampled, reason in events:
             request = seq.request
@@ -258,14 +258,15 @@ class DecodePhase:
                     request.request_id,
                     seq.index,
                     seq.attempt,
-                    seq.num_output - 1,
+                    seq.num_output - times,
                     sampled.token,
                     reason,
                     sampled.logprob,
                     sampled.top,
                 ),
+                times,
             )
-        return len(events)
+        return len(events) * times
 
     # -------------------------------------------------------------- inside
     def _start_if_complete(self, handoff: Handoff, now: float) -> None:

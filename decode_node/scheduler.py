@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 
 from kvstore.blocks import BlockPool
 from kvstore.prefix import chain
+from kvstore.table import num_blocks
 from pd.types import FinishReason, Sampled, Sequence
 
 
@@ -88,11 +89,31 @@ class DecodeScheduler:
         self._in_flight = frozenset(self.running)
         return tuple(self.running.values()), tuple(copies.values()), preempted
 
+    def steps_ahead(self) -> int:
+        """How often the step in flight can run in a row, if nothing else happens: until one of
+        its sequences may end, or no block is free for one to grow into. 1 at least."""
+        running = self.running.values()
+        steps = min((seq.params.max_tokens - seq.num_output for seq in running), default=1)
+        if any(seq.stop_ids for seq in running):
+            return 1
+        while steps > 1 and self._growth(steps) > self.pool.num_free:
+            steps //= 2
+        return max(1, steps)
+
+    def _growth(self, steps: int) -> int:
+        """Blocks that so many steps take beside those that `plan` gave to the first."""
+        size = self.pool.block_size
+        return sum(
+            max(0, num_blocks(seq.num_computed + steps, size) - len(seq.blocks))
+            for seq in self.running.values()
+        )
+
     def commit(
-        self, decodes: Seq[Sequence], samples: Seq[Sampled]
+        self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1
     ) -> list[tuple[Sequence, Sampled, FinishReason | None]]:
         """Take what the step drew. Sequences that end are removed, those that ended while
-        it ran are skipped."""
+        it ran are skipped. It may have run several `times` in a row, at most `steps_ahead`, and
+        drawn the same each time."""
         self._in_flight = frozenset()
         for seq in self._doomed:
             self._release(seq)
@@ -103,11 +124,14 @@ class DecodeScheduler:
         for seq, sampled in zip(decodes, samples, strict=True):
             if running.get(seq.key) is not seq:
                 continue
-            seq.num_computed += 1
-            if seq.num_computed % size == 0:
-                self._register(seq)
-            reason = seq.append(sampled.token)
-            self.num_tokens += 1
+            before = seq.num_computed // size
+            seq.num_computed += times
+            reason = seq.append(sampled.token, times)
+            if times > 1:
+                self._grow(seq)
+            for block in range(before, seq.num_computed // size):
+                self._register(seq, block)
+            self.num_tokens += times
             if reason is not None:
                 self.remove(seq)
             events.append((seq, sampled, reason))
@@ -132,12 +156,19 @@ class DecodeScheduler:
         self._forked.discard(seq.key)
         return True
 
-    def _register(self, seq: Sequence) -> None:
+    def _grow(self, seq: Sequence) -> None:
+        """Give it the blocks of what it has computed."""
+        lacking = num_blocks(seq.num_computed, self.pool.block_size) - len(seq.blocks)
+        if lacking > 0:
+            seq.blocks += self.pool.allocate(lacking)
+            seq.table_version += 1
+
+    def _register(self, seq: Sequence, block: int) -> None:
         """Make a block that has just become full findable by its prefix."""
         size = self.pool.block_size
-        last = seq.num_computed // size - 1
-        seq.hashes.append(chain(seq.hashes[-1], seq.tokens[last * size : seq.num_computed]))
-        self.pool.register(seq.blocks[last], seq.hashes[-1])
+        tokens = seq.tokens[block * size : (block + 1) * size]
+        seq.hashes.append(chain(seq.hashes[-1], tokens))
+        self.pool.register(seq.blocks[block], seq.hashes[-1])
 
     def _release_copied(self) -> None:
         self.pool.release(self._copied)

@@ -48,6 +48,10 @@ class KeySpace:
         text = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
         return hmac.digest(self.secret, _DOMAIN + text, "sha256")
 
+    def block_keys(self, tokens: Sequence[int], block_size: int, root: bytes) -> list[bytes]:
+        """`block_hashes`; a simulator's key space knows the keys of prompts without tokens."""
+        return block_hashes(tokens, block_size, root)
+
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of a block of `tokens` that follows the block of key `parent`, 32 bytes."""

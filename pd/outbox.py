@@ -7,7 +7,7 @@ events on a virtual clock, a test into assertions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvstore.transfer import Push
 from pd.messages import Message, Tokens
@@ -73,8 +73,16 @@ class Outbox:
             self._flush(to)
         self._effects.append(Send(to, message))
 
-    def token(self, gateway: str, event: TokenEvent) -> None:
-        self._tokens.setdefault(gateway, []).append(event)
+    def token(self, gateway: str, event: TokenEvent, count: int = 1) -> None:
+        """With `count`, the same token so often in a row: `event` says why the last ends it."""
+        events = self._tokens.setdefault(gateway, [])
+        if count > 1:
+            first = event.position
+            events.extend(
+                replace(event, position=first + i, finish=None) for i in range(count - 1)
+            )
+            event = replace(event, position=first + count - 1)
+        events.append(event)
 
     def add(self, effect: Effect) -> None:
         self._effects.append(effect)

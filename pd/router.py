@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvstore.directory import Coverage, Leading
-from kvstore.prefix import KeySpace, block_hashes, chain, short_keys, unpack_short_keys
+from kvstore.prefix import KeySpace, chain, short_keys, unpack_short_keys
 from pd.holders import Holders
 from pd.member import Credit, Node
 from pd.members import Members
@@ -45,7 +45,7 @@ class Query:
     def __init__(self, work: Work, options: RouterOptions) -> None:
         request = work.request
         self.work = work
-        self.tokens = (*request.prompt, *work.output)
+        self.tokens = work.tokens()
         tenant = request.tenant.encode()
         self.session: int | None = None
         if request.session:
@@ -63,8 +63,9 @@ class Query:
         keys = self._keys.get((layout, block_size))
         if keys is None:
             request = self.work.request
-            root = self._options.key_space.root(layout, request.tenant, request.cache_salt)
-            keys = short_keys(block_hashes(self.tokens, block_size, root))
+            space = self._options.key_space
+            root = space.root(layout, request.tenant, request.cache_salt)
+            keys = short_keys(space.block_keys(self.tokens, block_size, root))
             self._keys[layout, block_size] = keys
         return keys
 

@@ -80,6 +80,10 @@ class Request:
     cache_salt: str = ""  # prompts share cached KV only where tenant and salt are the same
     session: str = ""  # requests of one session are served where its KV lies
 
+    def tokens(self, output: tuple[int, ...] = ()) -> list[int]:
+        """The prompt and what was generated after it; the caller's own to extend."""
+        return [*self.prompt, *output]
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -99,6 +103,10 @@ class Work:
     @property
     def num_tokens(self) -> int:
         return len(self.request.prompt) + len(self.output)
+
+    def tokens(self) -> list[int]:
+        """What the prefill runs over; the caller's own to extend."""
+        return self.request.tokens(self.output)
 
 
 class Sequence:
@@ -121,7 +129,7 @@ class Sequence:
         self.attempt = work.attempt
         self.params = request.params
         self.seed = request.params.seed_of(index)
-        self.tokens: list[int] = [*request.prompt, *work.output]
+        self.tokens = work.tokens()
         self.num_prompt = len(request.prompt)
         self.num_computed = 0
         self.blocks: list[int] = []
@@ -139,9 +147,14 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
 
-    def append(self, token: int) -> FinishReason | None:
-        """Take a drawn token; says why the sequence ends with it, or None if it goes on."""
-        self.tokens.append(token)
+    def append(self, token: int, count: int = 1) -> FinishReason | None:
+        """Take a drawn token; says why the sequence ends with it, or None if it goes on.
+
+        It may have been drawn `count` times in a row, if only the last can end the sequence."""
+        if count == 1:
+            self.tokens.append(token)
+        else:
+            self.tokens.extend([token] * count)
         params = self.params
         num_output = len(self.tokens) - self.num_prompt
         if token in self.stop_ids and num_output >= params.min_tokens:

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from kvstore.blocks import BlockPool
 from kvstore.fetch import Fetcher
-from kvstore.prefix import block_hashes
 from kvstore.table import num_blocks
 from kvstore.transfer import OutgoingStatus, OutgoingTransfer
 from kvstore.transport.events import Pushed
@@ -32,7 +31,7 @@ from pd.messages import (
 )
 from pd.outbox import CancelPush, Outbox
 from pd.policies.order import OrderPolicy
-from pd.types import PrefillChunk, Request, Sampled, Sequence, TokenEvent
+from pd.types import PrefillChunk, Sampled, Sequence, TokenEvent, Work
 from prefill_node.scheduler import PrefillScheduler, PrefillTask
 
 T = TypeVar("T")
@@ -54,7 +53,7 @@ class PrefillPhase:
         pool: BlockPool,
         policy: OrderPolicy,
         max_num_seqs: int,
-        root_of: Callable[[Request], bytes],
+        keys_of: Callable[[Work], list[bytes]],
         outbox: Outbox,
         reserve_local: Callable[[PrefillTask], None],
         start_local: Callable[[PrefillTask, list[Sequence]], None],
@@ -71,7 +70,7 @@ class PrefillPhase:
         self._in_flight: list[PrefillTask] = []
         self._early_grants: OrderedDict[int, Granted] = OrderedDict()
         self._early_aborts: OrderedDict[int, None] = OrderedDict()
-        self._root_of = root_of
+        self._keys_of = keys_of
         self._outbox = outbox
         self._reserve_local = reserve_local
         self._start_local = start_local
@@ -89,8 +88,7 @@ class PrefillPhase:
         work, transfer_id = message.work, message.transfer_id
         if transfer_id in self._early_aborts or transfer_id in self.tasks:
             return
-        tokens = (*work.request.prompt, *work.output)
-        hashes = block_hashes(tokens, self.pool.block_size, self._root_of(work.request))
+        hashes = self._keys_of(work)
         sources = list(message.sources) if fetch else []
         task = PrefillTask(work, transfer_id, now, hashes, sources=sources)
         self.tasks[transfer_id] = task

@@ -105,6 +105,18 @@ class RequestRecord:
                 seq.end(early.finish)
         return released
 
+    def on_run(self, event: TokenEvent, count: int) -> bool:
+        """Take `count` equal tokens in a row, of which `event` is the first and says why the last
+        ends the sequence. False, and nothing taken, where they are not next in line."""
+        seq = self.sequences[event.index]
+        next_in_line = event.position == len(seq.tokens) and not seq.early
+        if seq.finish is not None or event.attempt != seq.attempt or not next_in_line:
+            return False
+        seq.tokens.extend([event.token] * count)
+        if event.finish is not None:
+            seq.end(event.finish)
+        return True
+
     def on_interrupted(self, indices: Iterable[int], attempt: int, reason: str) -> list[Work]:
         """These sequences of this attempt will draw no more; returns the work that goes on.
 

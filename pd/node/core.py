@@ -36,7 +36,7 @@ from pd.messages import (
 from pd.outbox import Effect, Outbox
 from pd.policies.order import OrderPolicy
 from pd.reporter import Reporter
-from pd.types import BatchPlan, NodeSnapshot, Request, Role, Sampled
+from pd.types import BatchPlan, NodeSnapshot, Request, Role, Sampled, Work
 from prefill_node.phase import PrefillPhase
 from prefill_node.scheduler import PrefillTask
 
@@ -75,6 +75,7 @@ class NodeCore:
         layout: int,
         block_bytes: int = 0,
         key_space: KeySpace = KeySpace(),  # noqa: B008
+        outbox: Outbox | None = None,
     ) -> None:
         """What `pool` logs is reported to the coordinator."""
         self.node_id = node_id
@@ -82,7 +83,7 @@ class NodeCore:
         self._epoch = 0
         self.pool = pool
         self.limits = limits
-        self.outbox = Outbox(node_id)
+        self.outbox = outbox or Outbox(node_id)
         self._layout = layout
         self._key_space = key_space
         self._reporter = Reporter(self.outbox, limits.heartbeat_s, limits.snapshot_s, pool.log)
@@ -95,11 +96,11 @@ class NodeCore:
         self.server = BlockServer(pool, self.outbox)
         self.decode = DecodePhase(
             node_id, pool, limits.order, limits.max_num_seqs, limits.watermark, limits.lease_s,
-            self._root_of, self.outbox, on_local_room=self._local_room, publish=self._publish,
-            block_bytes=block_bytes,
+            self._root_of, self._keys_of, self.outbox, on_local_room=self._local_room,
+            publish=self._publish, block_bytes=block_bytes,
         )  # fmt: skip
         self.prefill = PrefillPhase(
-            node_id, pool, limits.order, limits.max_num_seqs, self._root_of, self.outbox,
+            node_id, pool, limits.order, limits.max_num_seqs, self._keys_of, self.outbox,
             reserve_local=self.decode.reserve_local, start_local=self.decode.start_local,
             fetcher=self.fetcher, compute_s=self._compute_s, publish=self._publish,
         )  # fmt: skip
@@ -209,18 +210,27 @@ class NodeCore:
         self._plan, self._planned_at = plan, now
         return plan
 
-    def commit(self, samples: Seq[Sampled], now: float) -> None:
-        """The step in flight is over and drew `samples` (chunks' first, then decodes')."""
+    def steps_ahead(self) -> int:
+        """How often the step in flight would be planned again just as it is, if this node heard
+        of nothing meanwhile: 1 unless it only decodes. For who can foretell steps."""
+        plan = self._plan
+        if plan is None or plan.chunks or len(self.prefill.scheduler):
+            return 1
+        return self.decode.scheduler.steps_ahead()
+
+    def commit(self, samples: Seq[Sampled], now: float, times: int = 1) -> None:
+        """The step in flight is over and drew `samples` (chunks' first, then decodes'). It may
+        have run several `times`, at most `steps_ahead`, and drawn the same in each."""
         plan, self._plan = self._plan, None
         if plan is None:
             raise RuntimeError("no step is in flight")
         self._reporter.changed()
         self._now = now
-        self._steps += 1
-        self._step_s = now - self._planned_at
+        self._steps += times
+        self._step_s = (now - self._planned_at) / times
         num_first = len(samples) - len(plan.decodes)
         self.prefill.commit(plan.chunks, samples[:num_first])
-        self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:])
+        self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
         num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
         if num_prefill and self._step_s > 0:
             self._prefill_tokens += num_prefill
@@ -329,3 +339,7 @@ class NodeCore:
 
     def _root_of(self, request: Request) -> bytes:
         return self._key_space.root(self._layout, request.tenant, request.cache_salt)
+
+    def _keys_of(self, work: Work) -> list[bytes]:
+        root = self._root_of(work.request)
+        return self._key_space.block_keys(work.tokens(), self.pool.block_size, root)
