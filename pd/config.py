@@ -16,11 +16,13 @@ from typing import Any, ClassVar, Literal
 
 from kvstore.prefix import KeySpace
 from pd.errors import ConfigError
+from pd.policies.tenant_class import TenantClasses
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
 
 Device = Literal["cpu", "cuda"]
 TransportName = Literal["shm", "zmq", "torch", "nixl"]
-PrefillOrder = Literal["fcfs", "sjf", "priority"]
+PrefillOrder = Literal["fcfs", "sjf", "edf", "priority"]
+Fairness = Literal["none", "vtc"]
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
 GIB = 1 << 30
@@ -109,10 +111,20 @@ class SchedulerConfig(Section):
     )  # fmt: skip
     max_num_seqs: int = option(256, "sequences a node runs at once", minimum=1, maximum=65536)
     prefill_order: PrefillOrder = option(
-        "fcfs", "fcfs: by arrival; sjf: shortest prompt first; priority: lowest number first"
+        "fcfs",
+        "fcfs: by arrival; sjf: shortest prompt first; edf: by when the first token is due; "
+        "priority: lowest number first",
     )
     aging_s: float = option(
-        10.0, "with sjf or priority, seconds of waiting after which arrival decides", minimum=0.0
+        10.0,
+        "with sjf or priority, seconds of waiting after which arrival decides; with edf, what a "
+        "request without a target for its first token has",
+        minimum=0.0,
+    )
+    fairness: Fairness = option(
+        "none",
+        "vtc: tenants that want more than their share get equal ones, or as the weights of their "
+        "classes are; none: prompts are served whosever they are",
     )
     watermark: float = option(
         0.01, "share of a node's blocks kept free for growth when a sequence is let in",
@@ -322,9 +334,47 @@ class GatewayConfig(Section):
         return tenants
 
 
+@dataclass(frozen=True)
+class SLOConfig(Section):
+    """Latency targets, and what tenants are promised and allowed."""
+
+    name: ClassVar[str] = "slo"
+
+    ttft_ms: float | None = option(
+        None,
+        "target for the first token of requests that set none, in milliseconds; auto is no target",
+        minimum=1e-3,
+    )
+    tpot_ms: float | None = option(
+        None,
+        "target for every further token of requests that set none, in milliseconds; auto is no "
+        "target",
+        minimum=1e-3,
+    )
+    tenant_classes: tuple[str, ...] = option(
+        (),
+        "classes of tenants as NAME=KEY:VALUE/KEY:VALUE, or as a mapping in a file, with ttft_ms, "
+        "tpot_ms, priority, min_priority, weight, requests_per_s, tokens_per_min; the class "
+        "'default' is that of tenants which are not listed",
+    )
+    tenants: tuple[str, ...] = option((), "the class of each tenant, as TENANT=CLASS")
+
+    def check(self) -> None:
+        self.classes()
+
+    def classes(self) -> TenantClasses:
+        """The class of every tenant."""
+        try:
+            return TenantClasses.parse(
+                self.ttft_ms, self.tpot_ms, self.tenant_classes, self.tenants
+            )
+        except ConfigError as error:
+            raise ConfigError(f"slo: {error}") from None
+
+
 SECTIONS: tuple[type[Section], ...] = (
     ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, PoolConfig, TransferConfig,
-    GatewayConfig,
+    GatewayConfig, SLOConfig,
 )  # fmt: skip
 
 
@@ -339,6 +389,7 @@ class Config:
     pool: PoolConfig = field(default_factory=PoolConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    slo: SLOConfig = field(default_factory=SLOConfig)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any] | None = None, /, **overrides: Any) -> Config:

@@ -117,9 +117,7 @@ class Option:
     def _check_words(self, value: object) -> tuple[str, ...]:
         """A flag has them separated by commas."""
         if isinstance(value, Mapping):
-            value = [
-                f"{name}={each}" if type(each) is str else each for name, each in value.items()
-            ]
+            value = [_word(name, each) for name, each in value.items()]
         if not isinstance(value, (list, tuple)):
             raise self._error(value)
         for number, word in enumerate(value, 1):
@@ -212,6 +210,13 @@ def as_mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of keys to values, not {value!r}")
     return value
+
+
+def _word(name: object, value: object) -> object:
+    """An entry of a mapping as one word; a mapping in it becomes KEY:VALUE/KEY:VALUE."""
+    if isinstance(value, Mapping):
+        value = "/".join(f"{key}:{each}" for key, each in value.items())
+    return f"{name}={value}" if type(value) is str else value
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

@@ -79,6 +79,8 @@ class Request:
     slo: SLO = SLO()
     cache_salt: str = ""  # prompts share cached KV only where tenant and salt are the same
     session: str = ""  # requests of one session are served where its KV lies
+    tenant_class: str = ""  # whose terms it has: for those who count
+    weight: float = 1.0  # of its tenant's share of a node, where tenants share fairly
 
     def tokens(self, output: tuple[int, ...] = ()) -> list[int]:
         """The prompt and what was generated after it; the caller's own to extend."""

@@ -27,6 +27,15 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
         return st.lists(
             st.tuples(names, keys), max_size=3, unique_by=(lambda x: x[0], lambda x: x[1])
         ).map(lambda pairs: tuple(f"{name}={key}" for name, key in pairs))
+    if option.key == "tenant_classes":
+        word = st.builds(
+            "{}=weight:{}/priority:{}/ttft_ms:{}".format,
+            st.sampled_from(("gold", "default", "x")), st.integers(1, 99), st.integers(-9, 9),
+            st.floats(0.1, 1e4),
+        )  # fmt: skip
+        return st.lists(word, max_size=3, unique_by=lambda each: each[0]).map(tuple)
+    if option.key == "tenants":
+        return st.just(())  # they need classes: a case of its own below
     if option.many:
         values = st.lists(st.sampled_from(option.choices), min_size=1, unique=True).map(tuple)
     elif option.choices:
@@ -53,7 +62,7 @@ def configs(draw: st.DrawFn) -> Config:
     except ConfigError:  # options that exclude each other: a case of its own below
         for key in (
             "prefill", "decode", "heartbeat_s", "node_timeout_s", "lease_s", "pool_dram_gib",
-            "pool_disk_gib", "api_key", "api_keys",
+            "pool_disk_gib", "api_key", "api_keys", "tenant_classes",
         ):  # fmt: skip
             values.pop(key, None)
         return Config.from_dict(**values)
@@ -128,6 +137,17 @@ def test_any_value_is_taken_or_refused_by_name(key: str, value: object) -> None:
         ({}, {"api_keys": ["a=k", "a=m"]}, ["entry 2", "tenant 'a'", "given before"]),
         ({}, {"api_keys": ["a=k", "b=k"]}, ["entry 2", "tenant 'b'", "given before"]),
         ({}, {"api_keys": ["a=k"], "api_key": "k"}, ["entry 1", "given before"]),
+        ({}, {"ttft_ms": 0}, ["slo.ttft_ms"]),
+        ({}, {"tenant_classes": ["gold"]}, ["slo", "'gold'", "NAME=KEY:VALUE"]),
+        ({}, {"tenant_classes": ["gold=wait:1"]}, ["slo", "'wait'", "requests_per_s"]),
+        ({}, {"tenant_classes": ["g=weight:1/weight:2"]}, ["'weight' is given twice"]),
+        ({}, {"tenant_classes": ["g=weight:0"]}, ["class 'g'", "weight must be from"]),
+        ({}, {"tenant_classes": ["g=weight:nan"]}, ["class 'g'", "weight must be from"]),
+        ({}, {"tenant_classes": ["g=priority:1.5"]}, ["class 'g'", "whole number", "1.5"]),
+        ({}, {"tenant_classes": ["g=priority:1/min_priority:2"]}, ["more urgent than"]),
+        ({}, {"tenant_classes": ["g=weight:1", "g=weight:2"]}, ["class 'g' is given twice"]),
+        ({}, {"tenants": ["alice=gold"]}, ["tenant 'alice'", "class 'gold'", "none at all"]),
+        ({}, {"tenants": ["alice"]}, ["slo", "TENANT=CLASS"]),
         ({}, {"routing": "cache-aware"}, ["cluster.routing", "did you mean 'cache_aware'"]),
         ({}, {"model": " "}, ["model.model"]),
         ({}, {"transports": []}, ["transfer.transports", "list of shm, zmq"]),
@@ -181,6 +201,30 @@ def test_keys_of_tenants_are_a_list_or_a_mapping() -> None:
     assert Config().gateway.tenants() == {}
 
 
+def test_tenant_classes_are_words_or_mappings() -> None:
+    words = Config.from_dict(
+        tenant_classes=["gold=ttft_ms:300/priority:-5", "default=requests_per_s:2"],
+        tenants=["alice=gold"], tpot_ms=50,
+    ).slo  # fmt: skip
+    nested = Config.from_dict(
+        {
+            "slo": {
+                "tpot_ms": 50,
+                "tenant_classes": {
+                    "gold": {"ttft_ms": 300, "priority": -5}, "default": {"requests_per_s": 2},
+                },
+                "tenants": {"alice": "gold"},
+            }
+        }
+    ).slo  # fmt: skip
+    assert words == nested
+    classes = nested.classes()
+    gold, default = classes.of("alice"), classes.of("bob")
+    assert (gold.name, gold.priority, gold.min_priority, gold.ttft_ms) == ("gold", -5, -5, 300.0)
+    assert (default.name, default.requests_per_s, default.min_priority) == ("default", 2.0, None)
+    assert Config().slo.classes().of("anyone").requests_per_s is None
+
+
 def test_no_key_is_shown_by_an_error() -> None:
     for wrong in (["s3cret"], ["a b=s3cret"], ["a=s3cret", "a=s3cret"]):
         with pytest.raises(ConfigError) as caught:
@@ -220,6 +264,10 @@ def test_every_option_says_what_it_does() -> None:
 
 # Options that are read through a method of their section.
 READ_THROUGH = {
+    "ttft_ms": "classes",
+    "tpot_ms": "classes",
+    "tenant_classes": "classes",
+    "tenants": "classes",
     "api_key": "tenants",
     "api_keys": "tenants",
     "key_secret": "key_space",

@@ -114,6 +114,7 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
         host=gateway.host,
         port=launch.port,
         api_keys=gateway.tenants(),
+        classes=config.slo.classes(),
         limits=Limits(
             max_body_bytes=gateway.max_body_bytes,
             max_model_len=config.model.max_model_len,

@@ -26,6 +26,8 @@ from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.ops_routes import OpsRoutes, error_response
 from pd.gateway.served import ServedModel
 from pd.gateway.tenants import Tenants
+from pd.gateway.terms import Terms
+from pd.policies.tenant_class import TenantClasses
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +97,18 @@ def build_app(
     limits: Limits,
     *,
     tenants: Tenants,
+    classes: TenantClasses = TenantClasses(),  # noqa: B008
     write_timeout_s: float = 60.0,
 ) -> FrontDoor:
     """Everything that answers HTTP, over a link that was started."""
     link.metrics.watch(lambda: link.running, link.status)
+    terms = Terms(classes, link.clock)
     completions = GenerationEndpoint(
-        prepare_completion, Completion, model, link, limits, write_timeout_s
+        prepare_completion, Completion, model, link, limits, terms, write_timeout_s
     )
-    chat = GenerationEndpoint(prepare_chat, ChatCompletion, model, link, limits, write_timeout_s)
+    chat = GenerationEndpoint(
+        prepare_chat, ChatCompletion, model, link, limits, terms, write_timeout_s
+    )
     endpoints = {"/v1/completions": completions, "/v1/chat/completions": chat}
     others = Starlette(
         routes=[

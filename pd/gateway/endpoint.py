@@ -14,6 +14,7 @@ from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.served import ServedModel
 from pd.gateway.stream import ClientGoneError, TokenStream
+from pd.gateway.terms import Terms
 from pd.gateway.writer import BodyWriter
 
 TENANT = "pd.tenant"  # key of an ASGI scope: whose request it is
@@ -34,6 +35,7 @@ class GenerationEndpoint:
         model: ServedModel,
         link: CellLink,
         limits: Limits,
+        terms: Terms,
         write_timeout_s: float,
     ) -> None:
         self._prepare = prepare
@@ -41,6 +43,7 @@ class GenerationEndpoint:
         self._model = model
         self._link = link
         self._limits = limits
+        self._terms = terms
         self._write_timeout_s = write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,18 +54,32 @@ class GenerationEndpoint:
             return
         except ClientGoneError:
             return
+        tenant = scope.get(TENANT, "")
+        send = self._terms.limited(send, tenant)
         try:
             prepared = await self._prepare(
                 data, headers_of(scope), self._model, self._limits, self._model_len()
             )
-            tenant = scope.get(TENANT, "")
+            prepared = self._terms.apply(prepared, tenant)
+            self._terms.admit(prepared, tenant)
             generation = self._generation(self._model, self._link, prepared, tenant)
-            stream = self._link.submit(generation.requests)
-            await self._answer(generation, stream, scope, receive, send)
+            stream = self._submit(generation, prepared, tenant)
+            try:
+                await self._answer(generation, stream, scope, receive, send)
+            finally:
+                for running in stream.requests:
+                    self._terms.ended(running, tenant)
         except RequestError as error:
             await send_error(send, error)
         except ClientGoneError:
             return
+
+    def _submit(self, generation: Generation, prepared: Prepared, tenant: str) -> TokenStream:
+        try:
+            return self._link.submit(generation.requests)
+        except RequestError:
+            self._terms.refused(prepared, tenant)
+            raise
 
     def _model_len(self) -> int:
         """The longest sequence that model, configuration and nodes all allow."""

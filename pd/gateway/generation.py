@@ -37,10 +37,12 @@ class Prepared:
     params: list[SamplingParams]
     options: OutputOptions
     slo: SLO
-    priority: int
+    priority: int | None
     cache_salt: str = ""
     session: str = ""
     echoes: list[str] = field(default_factory=list)
+    tenant_class: str = ""
+    weight: float = 1.0
 
 
 class Choice:
@@ -84,10 +86,12 @@ class Generation(ABC):
                 eos_token_ids=model.eos_ids,
                 arrival_s=now,
                 tenant=tenant,
-                priority=prepared.priority,
+                priority=prepared.priority or 0,
                 slo=prepared.slo,
                 cache_salt=prepared.cache_salt,
                 session=prepared.session,
+                tenant_class=prepared.tenant_class,
+                weight=prepared.weight,
             )
             for number, (prompt, params) in enumerate(
                 zip(prepared.prompts, prepared.params, strict=True)
@@ -256,6 +260,8 @@ def _metrics_of(running: RunningRequest) -> dict[str, Any]:
         "kv_early_bytes": running.early_bytes,
         "handoff_wait_s": running.handoff_wait_s,
         "slo_attained": running.attained(),
+        "tenant_class": running.record.request.tenant_class,
+        "stages_s": running.timeline.stages,
     }
 
 

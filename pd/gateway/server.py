@@ -24,6 +24,7 @@ from pd.gateway.served import ServedModel
 from pd.gateway.stream import StreamFailedError
 from pd.gateway.tenants import Tenants
 from pd.gateway.writer import ABORT
+from pd.policies.tenant_class import TenantClasses
 from pd.types import Peer
 
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -40,6 +41,7 @@ class GatewayOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: Mapping[str, str] = field(default_factory=dict)  # to tenants; none, all are served
+    classes: TenantClasses = field(default_factory=TenantClasses)
     limits: Limits = field(default_factory=Limits)
     link: LinkOptions = field(default_factory=LinkOptions)
     drain_s: float = 10.0  # at shutdown, how long running requests may still take
@@ -70,7 +72,7 @@ class GatewayServer:
         self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
         app = build_app(
             self.model, self.link, options.limits,
-            tenants=tenants, write_timeout_s=options.write_timeout_s,
+            tenants=tenants, classes=options.classes, write_timeout_s=options.write_timeout_s,
         )  # fmt: skip
         self._server = _Server(
             uvicorn.Config(

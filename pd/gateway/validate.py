@@ -196,8 +196,10 @@ def slo(body: GenerationBody, headers: Mapping[str, str]) -> SLO:
     return SLO(ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
-def priority(body: GenerationBody) -> int:
-    return _within("priority", body.priority, 0, -(1 << 31), (1 << 31) - 1)
+def priority(body: GenerationBody) -> int | None:
+    """Lower runs earlier; None leaves it to the tenant's class."""
+    number: int | None = _within("priority", body.priority, None, -(1 << 31), (1 << 31) - 1)
+    return number
 
 
 def cache_salt(body: GenerationBody, limits: Limits) -> str:
