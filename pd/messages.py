@@ -207,7 +207,9 @@ class Abort:
 class Tokens:
     """All tokens of one step for one gateway, as columns (one row a token).
 
-    `finish` and `logprobs` are sparse: row number to value.
+    `finish` and `logprobs` are sparse: row number to value. `prefilled` has an entry for every
+    request whose first tokens are in here: seconds that its prompt's blocks were fetched, and
+    that it was computed.
     """
 
     request_ids: list[str]
@@ -218,6 +220,7 @@ class Tokens:
     finish: dict[int, FinishReason] = field(default_factory=dict)
     logprobs: dict[int, tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=dict)
     node: str = ""
+    prefilled: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, events: Iterable[TokenEvent], node: str = "") -> Tokens:

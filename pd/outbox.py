@@ -65,6 +65,7 @@ class Outbox:
         self._node_id = node_id
         self._effects: list[Effect] = []
         self._tokens: dict[str, list[TokenEvent]] = {}
+        self._prefilled: dict[str, dict[str, tuple[float, float]]] = {}
 
     def send(self, to: str, message: Message) -> None:
         # A message that follows tokens must not overtake them: `Interrupted` says which
@@ -84,12 +85,17 @@ class Outbox:
             event = replace(event, position=first + count - 1)
         events.append(event)
 
+    def prefilled(self, gateway: str, request_id: str, fetch_s: float, compute_s: float) -> None:
+        """What the prompt of the tokens that were just given took."""
+        self._prefilled.setdefault(gateway, {})[request_id] = (fetch_s, compute_s)
+
     def add(self, effect: Effect) -> None:
         self._effects.append(effect)
 
     def drain(self) -> list[Effect]:
         for gateway in list(self._tokens):
             self._flush(gateway)
+        self._prefilled.clear()
         effects, self._effects = self._effects, []
         return effects
 
@@ -101,5 +107,7 @@ class Outbox:
         return grants
 
     def _flush(self, gateway: str) -> None:
-        events = self._tokens.pop(gateway)
-        self._effects.append(Send(gateway, Tokens.pack(events, self._node_id)))
+        message = Tokens.pack(self._tokens.pop(gateway), self._node_id)
+        if gateway in self._prefilled:
+            message.prefilled.update(self._prefilled.pop(gateway))
+        self._effects.append(Send(gateway, message))

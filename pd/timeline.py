@@ -5,23 +5,30 @@ Times are seconds of one clock, the gateway's. Pure data: whoever has the clock 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pd.types import SLO
+
+Stage = Literal["queue", "fetch", "compute", "transfer", "first_step"]
 
 
 class SequenceClock:
     """When the tokens of one sequence arrived at the gateway."""
 
-    __slots__ = ("first_s", "last_s", "tokens")
+    __slots__ = ("first_s", "second_s", "last_s", "tokens")
 
     def __init__(self) -> None:
         self.first_s = 0.0
+        self.second_s = 0.0
         self.last_s = 0.0
         self.tokens = 0
 
     def arrived(self, now: float, count: int = 1) -> None:
         """`count` tokens came at once."""
-        if self.tokens == 0:
-            self.first_s = now
+        if self.tokens < 2:
+            if self.tokens == 0:
+                self.first_s = now
+            self.second_s = now
         self.last_s = now
         self.tokens += count
 
@@ -34,14 +41,56 @@ class SequenceClock:
 
 
 class Timeline:
-    """The life of one request: its arrival, and a clock for each of its sequences."""
+    """The life of one request: its arrival, and a clock for each of its sequences.
 
-    __slots__ = ("arrival_s", "clocks", "end_s")
+    `fetch_s` and `compute_s` are what the prefill node measured for the prompt, `transfer_s` what
+    the decode node waited for its KV after the first token; None until they said so.
+    """
+
+    __slots__ = ("arrival_s", "clocks", "end_s", "fetch_s", "compute_s", "transfer_s")
 
     def __init__(self, arrival_s: float, num_sequences: int) -> None:
         self.arrival_s = arrival_s
         self.clocks = [SequenceClock() for _ in range(num_sequences)]
         self.end_s = 0.0
+        self.fetch_s: float | None = None
+        self.compute_s: float | None = None
+        self.transfer_s: float | None = None
+
+    def prefilled(self, fetch_s: float, compute_s: float) -> None:
+        """The first token is here, or comes at once: what its node spent on the prompt."""
+        if self.compute_s is None:
+            self.fetch_s, self.compute_s = fetch_s, compute_s
+
+    def moved(self, wait_s: float) -> None:
+        """A sequence begins to decode, so long after its first token."""
+        if self.transfer_s is None:
+            self.transfer_s = wait_s
+
+    @property
+    def stages(self) -> dict[Stage, float]:
+        """Seconds of each stage that is known, each a part of what the client waited.
+
+        TTFT is queue (everything that is not one of the next two) + fetch + compute. From the
+        first token to the second it is transfer + first_step: here the first token does not
+        wait for the hand-off, so the second does.
+        """
+        stages: dict[Stage, float] = {}
+        ttft = self.ttft_s
+        if ttft is None:
+            return stages
+        if self.fetch_s is not None and self.compute_s is not None:
+            # Another host's clock may run a little faster than ours.
+            fetch = min(self.fetch_s, ttft)
+            compute = min(self.compute_s, ttft - fetch)
+            stages["queue"] = ttft - fetch - compute
+            stages["fetch"], stages["compute"] = fetch, compute
+        second = min((c for c in self.clocks if c.tokens > 1), key=_second, default=None)
+        if second is not None:
+            gap = second.second_s - second.first_s
+            transfer = min(self.transfer_s or 0.0, gap)
+            stages["transfer"], stages["first_step"] = transfer, gap - transfer
+        return stages
 
     @property
     def ttft_s(self) -> float | None:
@@ -63,3 +112,7 @@ class Timeline:
         return slo.tpot_s is None or all(
             (clock.tpot_s or 0.0) <= slo.tpot_s for clock in self.clocks
         )
+
+
+def _second(clock: SequenceClock) -> float:
+    return clock.second_s

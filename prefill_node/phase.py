@@ -165,11 +165,13 @@ class PrefillPhase:
                 fetching = self._fetcher.start(source, lacking, num_slow, now)
         if fetching is not None:
             task.fetching = True
+            task.fetching_since = now
             fetching.waiting.append(lambda then: self._fetched(task, then))
 
     def _fetched(self, task: PrefillTask, now: float) -> None:
         """What was fetched is in the cache now; another source may have what follows it."""
         task.fetching = False
+        task.fetch_s += now - task.fetching_since
         if task.cancelled:
             return
         self._fetch(task, now)
@@ -241,9 +243,11 @@ class PrefillPhase:
             if task.outgoing is not None:
                 self._push_complete(task, task.outgoing)  # a cached prefix leaves at once
             task.in_flight = True
+            if task.computing_since is None:
+                task.computing_since = now
         return chunks
 
-    def commit(self, chunks: Seq[PrefillChunk], samples: Seq[Sampled]) -> None:
+    def commit(self, chunks: Seq[PrefillChunk], samples: Seq[Sampled], now: float) -> None:
         drawn = iter(samples)
         tasks, self._in_flight = self._in_flight, []
         for task, chunk in zip(tasks, chunks, strict=True):
@@ -253,7 +257,7 @@ class PrefillPhase:
                 self._settle(task)
                 continue
             done = self.scheduler.commit(task, chunk)
-            going_on = self._deliver(task, first)
+            going_on = self._deliver(task, first, now)
             if task.outgoing is not None:
                 self._push(task, task.outgoing, going_on if done else None)
             elif done:
@@ -261,9 +265,15 @@ class PrefillPhase:
                 self._forget(task)
                 self._start_local(task, going_on)
 
-    def _deliver(self, task: PrefillTask, first: list[tuple[Sequence, Sampled]]) -> list[Sequence]:
+    def _deliver(
+        self, task: PrefillTask, first: list[tuple[Sequence, Sampled]], now: float
+    ) -> list[Sequence]:
         """Send first tokens to the gateway; the sequences that go on after theirs."""
         going_on: list[Sequence] = []
+        if first and task.computing_since is not None:
+            request = task.work.request
+            compute_s = now - task.computing_since
+            self._outbox.prefilled(request.gateway, request.request_id, task.fetch_s, compute_s)
         for seq, sampled in first:
             if seq.index in task.dropped:
                 continue

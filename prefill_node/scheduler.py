@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kvstore.blocks import BlockPool
 from kvstore.table import acquire
 from kvstore.transfer import OutgoingTransfer
+from pd.policies.fairness import waiting_queue
 from pd.policies.order import Key, OrderPolicy, WaitingQueue
 from pd.types import PrefillChunk, Sequence, Source, Work
 
@@ -21,7 +22,8 @@ class PrefillTask:
     before it started. `sources` may have leading blocks that this node lacks; while they are
     fetched, and until there is room where it will decode (`granted`), it is not `scheduled`.
     `dropped` are outputs that nobody wants any more; `counted` is what it adds to the tokens that
-    the node says it has yet to compute.
+    the node says it has yet to compute. `fetch_s` is how long it has been fetching, since
+    `fetching_since` while it is; `computing_since` when the first step with a chunk of it began.
     """
 
     work: Work
@@ -37,6 +39,9 @@ class PrefillTask:
     cancelled: bool = False
     dropped: set[int] = field(default_factory=set)
     counted: int = 0
+    fetch_s: float = 0.0
+    fetching_since: float = 0.0
+    computing_since: float | None = None
     seqs: tuple[Sequence, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +79,7 @@ class PrefillScheduler:
         self.pool = pool
         self.policy = policy
         self.max_num_seqs = max_num_seqs
-        self.waiting: WaitingQueue[PrefillTask] = WaitingQueue(policy)
+        self.waiting: WaitingQueue[PrefillTask] = waiting_queue(policy)
         self.running: dict[int, PrefillTask] = {}
         self.remaining_tokens = 0  # still to compute, waiting and running
         self.cache_hit_tokens = 0
@@ -118,7 +123,7 @@ class PrefillScheduler:
         room = True
         while budget > 0:
             first = self.waiting.peek(now) if room else None
-            if first is not None and (not running or self._key_of(first, now) < running[-1][0]):
+            if first is not None and (not running or self._passes(first, running[-1][2], now)):
                 keys = first.reusable(self.pool.block_size)
                 num_cached = self.pool.peek(keys)
                 if self._defer(first, keys, num_cached):
@@ -155,6 +160,9 @@ class PrefillScheduler:
         self.running.pop(task.transfer_id, None)
         return True
 
+    def _passes(self, first: PrefillTask, begun: PrefillTask, now: float) -> bool:
+        return self.waiting.passes(first.work, first.arrived, begun.work, begun.arrived, now)
+
     def _key_of(self, task: PrefillTask, now: float) -> Key:
         return self.policy.key(task.work, task.arrived, now)
 
@@ -175,7 +183,7 @@ class PrefillScheduler:
             self._replace_by_cached(task.lead, keys[:num_cached])
         self.cache_hit_tokens += task.lead.num_computed - before
         self._count(task, task.num_remaining)
-        self.waiting.remove(task)
+        self.waiting.take(task, task.num_remaining)
         self.running[task.transfer_id] = task
         for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
             self._computing.setdefault(key, task)

@@ -53,3 +53,48 @@ def test_tokens_that_come_together_count_one_by_one():
 )
 def test_every_target_has_to_be_met(slo: SLO, met: bool):
     assert timeline([11.0, 12.0], [11.0, 13.0]).meets(slo) is met
+
+
+def test_stages_add_up_to_what_the_client_waited() -> None:
+    one = timeline([12.0, 12.5, 12.6])
+    one.prefilled(0.25, 1.0)
+    one.moved(0.125)
+    stages = one.stages
+    assert stages == pytest.approx(
+        {"queue": 0.75, "fetch": 0.25, "compute": 1.0, "transfer": 0.125, "first_step": 0.375}
+    )
+    assert stages["queue"] + stages["fetch"] + stages["compute"] == pytest.approx(one.ttft_s)
+
+
+def test_stages_that_are_not_known_are_left_out() -> None:
+    assert timeline([]).stages == {}
+    assert timeline([11.0]).stages == {}
+    assert set(timeline([11.0, 12.0]).stages) == {"transfer", "first_step"}
+    first_only = timeline([11.0])
+    first_only.prefilled(0.0, 0.5)
+    assert set(first_only.stages) == {"queue", "fetch", "compute"}
+
+
+def test_a_first_token_is_explained_once() -> None:
+    """A resumed prompt is computed again, and its KV moves again: that is not TTFT."""
+    one = timeline([12.0, 13.0])
+    one.prefilled(0.0, 1.0)
+    one.prefilled(5.0, 5.0)
+    one.moved(0.25)
+    one.moved(9.0)
+    assert one.stages["compute"] == 1.0 and one.stages["transfer"] == 0.25
+
+
+def test_no_stage_is_negative_or_longer_than_all() -> None:
+    one = timeline([10.5, 10.6])
+    one.prefilled(0.4, 0.4)
+    one.moved(7.0)
+    assert one.stages == pytest.approx(
+        {"queue": 0.0, "fetch": 0.4, "compute": 0.1, "transfer": 0.1, "first_step": 0.0}
+    )
+
+
+def test_the_second_token_may_come_with_the_first() -> None:
+    one = timeline([])
+    one.clocks[0].arrived(11.0, count=3)
+    assert one.stages["first_step"] == 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -29,6 +29,9 @@ class RequestMetrics:
     kv_early_bytes: int | None = None  # those of them that moved while the prompt was computed
     handoff_wait_s: float | None = None  # from the prompt's end to the last block's arrival
     slo_attained: bool | None = None
+    tenant_class: str = ""
+    # Seconds: queue + fetch + compute are the TTFT, transfer + first_step the gap that follows.
+    stages_s: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RequestMetrics:

@@ -17,6 +17,7 @@ from pd.gateway.continuity import Continuity, LinkOptions
 from pd.gateway.courier import Courier, Mailbox
 from pd.gateway.membership import Membership
 from pd.gateway.metrics import GatewayMetrics
+from pd.gateway.slowlog import SlowLog
 from pd.gateway.stream import RunningRequest, StreamFailedError, TokenStream
 from pd.messages import (
     COORDINATOR,
@@ -62,6 +63,7 @@ class CellLink:
             gateway_id, mailbox, coordinator, clock,
             heartbeat_s=options.heartbeat_s, timeout_s=options.coordinator_timeout_s,
         )  # fmt: skip
+        self._slow_log = SlowLog()
         self._continuity = Continuity(self._courier, metrics, options, clock, self._retire)
         self._running: dict[str, RunningRequest] = {}
         self._retired: dict[str, float] = {}
@@ -190,6 +192,10 @@ class CellLink:
     def _on_tokens(self, message: Tokens) -> None:
         now = self.clock()
         running_of = self._running.get
+        for request_id, (fetch_s, compute_s) in message.prefilled.items():
+            running = running_of(request_id)
+            if running is not None:
+                running.timeline.prefilled(fetch_s, compute_s)
         for event in message.rows():
             running = running_of(event.request_id)
             if running is None:
@@ -245,6 +251,7 @@ class CellLink:
             running.moved_bytes += message.moved_bytes
             running.early_bytes += message.early_bytes
             running.handoff_wait_s += message.wait_s
+            running.timeline.moved(message.wait_s)
 
     def _on_interrupted(self, message: Interrupted) -> None:
         running = self._running.get(message.request_id)
@@ -269,6 +276,7 @@ class CellLink:
             running.timeline.end_s = self._retired[running.id] = self.clock()
             running.stream.retire()
             self.metrics.ended(running)
+            self._slow_log.ended(running, running.timeline.end_s)
             if not self._running:
                 self._idle.set()
 

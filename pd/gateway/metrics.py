@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from pd.gateway.stream import RunningRequest
 from pd.messages import CellStatus, Started
+from pd.timeline import Stage
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0,
@@ -43,11 +45,25 @@ class Histogram:
         self._sum += value
 
     def family(self, name: str, help_text: str) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, help_text, labels=())
+        family.add_metric((), self._buckets(), self._sum)
+        return family
+
+    def _buckets(self) -> list[tuple[str, float]]:
         buckets, total = [], 0
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
-        return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=self._sum)
+        return buckets
+
+    @staticmethod
+    def family_by(
+        name: str, help_text: str, label: str, histograms: Mapping[str, Histogram]
+    ) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, help_text, labels=(label,))
+        for key, each in histograms.items():
+            family.add_metric((key,), each._buckets(), each._sum)
+        return family
 
 
 class GatewayMetrics(Collector):
@@ -61,13 +77,16 @@ class GatewayMetrics(Collector):
         self.prompt_tokens = Histogram(_TOKENS)
         self.output_tokens = Histogram(_TOKENS)
         self.handoff_wait = Histogram(_SECONDS)
+        self.stages = {stage: Histogram(_SECONDS) for stage in get_args(Stage)}
         self.moved_bytes = 0
         self.interruptions = 0
         self.generated = 0
         self.outcomes: Counter[str] = Counter()
         self.responses: Counter[str] = Counter()  # HTTP responses by status
-        self.slo_attained = 0
-        self.slo_missed = 0
+        # By tenant class:
+        self.slo_attained: Counter[str] = Counter()
+        self.slo_missed: Counter[str] = Counter()
+        self.goodput_tokens: Counter[str] = Counter()
         self._running: Callable[[], tuple[RunningRequest, ...]] = tuple
         self._status: Callable[[], CellStatus] = lambda: CellStatus(False, "", ())
         self._registry = CollectorRegistry(auto_describe=False)
@@ -92,13 +111,18 @@ class GatewayMetrics(Collector):
             self.e2e.observe(running.timeline.end_s - running.timeline.arrival_s)
             self.prompt_tokens.observe(len(record.request.prompt))
             self.output_tokens.observe(record.num_output)
+            for stage, stage_s in running.timeline.stages.items():
+                self.stages[stage].observe(stage_s)
             for clock in running.timeline.clocks:
                 if (tpot := clock.tpot_s) is not None:
                     self.tpot.observe(tpot)
         # Whoever cancels gives up the targets too: that is neither a hit nor a miss.
         if outcome != "cancelled" and (attained := running.attained()) is not None:
-            self.slo_attained += attained
-            self.slo_missed += not attained
+            tenant_class = record.request.tenant_class
+            self.slo_attained[tenant_class] += attained
+            self.slo_missed[tenant_class] += not attained
+            if attained:
+                self.goodput_tokens[tenant_class] += record.num_output
 
     def started(self, message: Started) -> None:
         """The sequences of a work begin to decode."""
@@ -120,6 +144,13 @@ class GatewayMetrics(Collector):
         yield self.handoff_wait.family(
             "pd_handoff_wait_seconds", "First token to decode start: what hides no transfer"
         )
+        yield Histogram.family_by(
+            "pd_stage_seconds",
+            "Stages of finished requests: queue + fetch + compute are the TTFT, transfer + "
+            "first_step the gap to the second token",
+            "stage",
+            self.stages,
+        )
         yield CounterMetricFamily(
             "pd_kv_moved_bytes", "KV blocks moved for requests", value=self.moved_bytes
         )
@@ -139,12 +170,17 @@ class GatewayMetrics(Collector):
         yield CounterMetricFamily(
             "pd_interruptions", "Work that was resumed elsewhere", value=self.interruptions
         )
-        yield CounterMetricFamily(
-            "pd_slo_attained", "Requests that met all their targets", value=self.slo_attained
-        )
-        yield CounterMetricFamily(
+        yield _by(
+            "pd_slo_attained", "Requests that met all their targets: its rate is the goodput",
+            "tenant_class", self.slo_attained,
+        )  # fmt: skip
+        yield _by(
             "pd_slo_missed", "Requests that missed a target, rejected ones too",
-            value=self.slo_missed,
+            "tenant_class", self.slo_missed,
+        )  # fmt: skip
+        yield _by(
+            "pd_goodput_tokens", "Output of requests that met all their targets",
+            "tenant_class", self.goodput_tokens,
         )  # fmt: skip
         yield from self._cell()
 

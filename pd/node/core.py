@@ -229,7 +229,7 @@ class NodeCore:
         self._steps += times
         self._step_s = (now - self._planned_at) / times
         num_first = len(samples) - len(plan.decodes)
-        self.prefill.commit(plan.chunks, samples[:num_first])
+        self.prefill.commit(plan.chunks, samples[:num_first], now)
         self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
         num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
         if num_prefill and self._step_s > 0:

@@ -70,8 +70,11 @@ def test_metrics_count_what_happened(text_model_dir: Path) -> None:
         assert sample(front, 'pd_rejections_total{status="429"}') == 1
         assert sample(front, "pd_generation_tokens_total") == 24
         assert sample(front, "pd_interruptions_total") == 1
-        assert sample(front, "pd_slo_attained_total") == 1
-        assert sample(front, "pd_slo_missed_total") == 2
+        assert sample(front, 'pd_slo_attained_total{tenant_class="default"}') == 1
+        assert sample(front, 'pd_slo_missed_total{tenant_class="default"}') == 2
+        assert sample(front, 'pd_goodput_tokens_total{tenant_class="default"}') == 12
+        assert sample(front, 'pd_stage_seconds_count{stage="compute"}') == 2
+        assert sample(front, 'pd_stage_seconds_count{stage="first_step"}') == 2
         assert sample(front, "pd_ttft_seconds_count") == 2
         assert sample(front, "pd_itl_seconds_count") == 22
         assert sample(front, "pd_e2e_seconds_count") == 2

@@ -152,6 +152,8 @@ class FakeCell:
                     self.running.discard((request.request_id, event.index, attempt))
             node = PREFILL if position == len(work.output) else DECODE
             batch = Tokens.pack(events, node)
+            if position == len(work.output):
+                batch.prefilled[request.request_id] = (0.0, 1e-6)
             if self.swap_first and position == len(work.output):
                 held.append(batch)
             elif (attempt, position) not in self.lose:
