@@ -28,6 +28,7 @@ from pd.messages import (
     Stopped,
 )
 from pd.outbox import Expect, Forget, Outbox
+from pd.policies.fairness import waiting_queue
 from pd.policies.order import OrderPolicy, WaitingQueue
 from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent, Work
 from prefill_node.scheduler import PrefillTask
@@ -60,7 +61,8 @@ class DecodePhase:
         self.lease_s = lease_s
         self._watermark_blocks = int(watermark * pool.num_blocks)
         self.scheduler = DecodeScheduler(pool, max_num_seqs, publish)
-        self.queue: WaitingQueue[Handoff] = WaitingQueue(policy)
+        self.queue: WaitingQueue[Handoff] = waiting_queue(policy)
+        self._fair = policy.fairness != "none"
         self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
         self._by_request: dict[str, set[int]] = {}
         self.cache_hit_tokens = 0  # of prompts prefilled on this node
@@ -113,7 +115,7 @@ class DecodePhase:
             )
             if room is None:
                 return
-            self.queue.remove(handoff)
+            self.queue.take(handoff, handoff.work.num_tokens)
             handoff.table, handoff.num_cached = room
             self._incoming_seqs += num_seqs
             if handoff.task is not None:
@@ -250,6 +252,9 @@ class DecodePhase:
         """The step has run, `times` in a row; how many tokens it drew."""
         events = self.scheduler.commit(decodes, samples, times)
         token = self._outbox.token
+        if self._fair:
+            for seq, _, _ in events:
+                self.queue.generated(seq.request, times)
         for seq, sampled, reason in events:
             request = seq.request
             token(

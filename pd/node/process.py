@@ -167,7 +167,11 @@ class NodeProcess:
         limits = NodeLimits(
             max_num_batched_tokens=config.scheduler.token_budget(_kind(engine.device.type)),
             max_num_seqs=config.scheduler.max_num_seqs,
-            order=OrderPolicy(config.scheduler.prefill_order, config.scheduler.aging_s),
+            order=OrderPolicy(
+                config.scheduler.prefill_order,
+                config.scheduler.aging_s,
+                config.scheduler.fairness,
+            ),
             watermark=config.scheduler.watermark,
             lease_s=config.cluster.lease_s,
             heartbeat_s=config.cluster.heartbeat_s,

@@ -1,4 +1,5 @@
-"""In which order waiting work runs: first come, shortest first with aging, or by priority.
+"""In which order waiting work runs: first come, shortest first with aging, by deadline or by
+priority.
 
 Used for prefills and for hand-offs waiting for decode room alike, so that an order chosen
 for one stage is not lost in the next.
@@ -11,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from pd.types import Work
+from pd.types import Request, Work
 
-Order = Literal["fcfs", "sjf", "priority"]
+Order = Literal["fcfs", "sjf", "edf", "priority"]
+Fairness = Literal["none", "vtc"]
 Key = tuple[float, ...]
 T = TypeVar("T")
 _SWEEP_SLACK = 64
@@ -22,18 +24,34 @@ _SWEEP_SLACK = 64
 @dataclass(frozen=True, slots=True)
 class OrderPolicy:
     """`aging_s` bounds starvation under "sjf" and "priority": work that waited this long
-    goes before any that did not, oldest first."""
+    goes before any that did not, oldest first. Under "edf" it is the time that work without a
+    target has. With `fairness` tenants share, and the order is that within each."""
 
     order: Order = "fcfs"
     aging_s: float = 10.0
+    fairness: Fairness = "none"
+
+    @property
+    def ages(self) -> bool:
+        """Whether old work goes first, whatever its rank: the other orders starve nobody."""
+        return self.order in ("sjf", "priority")
 
     def key(self, work: Work, arrived: float, now: float) -> Key:
         """Smaller runs earlier."""
+        if self.order == "edf":
+            return (0, self.deadline(work, arrived), arrived)
         if self.order == "fcfs" or now - arrived >= self.aging_s:
             return (0, arrived, 0)
         if self.order == "priority":
             return (1, work.request.priority, arrived)
         return (1, work.num_tokens, arrived)
+
+    def deadline(self, work: Work, arrived: float) -> float:
+        """When its first token is due. A stream that was interrupted has been waiting since."""
+        if work.output:
+            return arrived
+        target = work.request.slo.ttft_s
+        return arrived + (self.aging_s if target is None else target)
 
 
 @dataclass(slots=True)
@@ -71,7 +89,7 @@ class WaitingQueue(Generic[T]):
         # An age of minus infinity: the rank of work that is still young.
         rank = self.policy.key(work, arrived, float("-inf"))
         heapq.heappush(self._by_rank, (rank, self._count, entry))
-        if self.policy.order != "fcfs":
+        if self.policy.ages:
             heapq.heappush(self._by_age, (arrived, self._count, entry))
 
     def peek(self, now: float) -> T | None:
@@ -84,6 +102,20 @@ class WaitingQueue(Generic[T]):
             return None
         self.remove(entry.item)
         return entry.item
+
+    def take(self, item: T, num_tokens: int) -> None:
+        """It leaves to be served, which costs so many tokens of prompt."""
+        self.remove(item)
+
+    def generated(self, request: Request, num_tokens: int) -> None:
+        """A request that was served here has so many tokens of output more."""
+
+    def passes(
+        self, work: Work, arrived: float, begun: Work, begun_arrived: float, now: float
+    ) -> bool:
+        """Whether waiting work goes before some that has begun."""
+        key = self.policy.key
+        return key(work, arrived, now) < key(begun, begun_arrived, now)
 
     def remove(self, item: T) -> bool:
         entry = self._entries.pop(id(item), None)

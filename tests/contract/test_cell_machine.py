@@ -36,7 +36,7 @@ class CellMachine(RuleBasedStateMachine):
     @initialize(
         topology=st.sampled_from(sorted(TOPOLOGIES)),
         num_blocks=st.sampled_from([8, 12, 40]),
-        order=st.sampled_from(["fcfs", "sjf", "priority"]),
+        order=st.sampled_from(["fcfs", "sjf", "edf", "priority"]),
         faults=faults,
         seed=some,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import pytest
 from cell.workload import make_request
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pd.policies.order import OrderPolicy, WaitingQueue
-from pd.types import Work
+from pd.types import SLO, Work
 
 
 def work(num_tokens: int = 4, priority: int = 0) -> Work:
@@ -70,7 +71,59 @@ def test_what_waited_long_enough_goes_first_oldest_first(order: str) -> None:
     assert drained(queue, 10.0) == ["older", "old", "young"]
 
 
-@pytest.mark.parametrize("order", ["fcfs", "sjf", "priority"])
+def test_the_earliest_deadline_goes_first() -> None:
+    def due(ttft_s: float | None) -> Work:
+        return Work(replace(make_request("r"), slo=SLO(ttft_s)), (0,))
+
+    resumed = replace(due(9.0), output=(5,), attempt=1)
+    queue = filled(
+        OrderPolicy("edf", aging_s=4.0),
+        ("no target", due(None), 0.0),
+        ("late", due(5.0), 0.0),
+        ("urgent", due(0.5), 3.0),
+        ("interrupted", resumed, 3.2),
+    )
+    assert drained(queue, 100.0) == ["interrupted", "urgent", "no target", "late"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 60)), min_size=1, max_size=6),
+    st.floats(0, 100),
+)
+def test_no_order_of_what_waits_is_less_late_than_by_deadline(
+    prompts: list[tuple[int, int]], now: float
+) -> None:
+    """Jackson's rule, against every permutation; so if any meets all deadlines, this one does."""
+
+    def lateness(order: Iterable[int]) -> int:
+        end, worst = 0, -(10**9)
+        for i in order:
+            end += prompts[i][0]
+            worst = max(worst, end - prompts[i][1])
+        return worst
+
+    queue: WaitingQueue[int] = WaitingQueue(OrderPolicy("edf"))
+    for i, (length, target) in enumerate(prompts):
+        request = replace(make_request("r", tuple(range(length))), slo=SLO(float(target)))
+        queue.push(i, Work(request, (0,)), now)
+    best = min(map(lateness, itertools.permutations(range(len(prompts)))))
+    assert lateness(iter(lambda: queue.pop(now), None)) == best
+
+
+def test_endless_short_jobs_starve_no_long_one() -> None:
+    """A server that short jobs alone keep busy for ever: once old, the long one is next."""
+    queue: WaitingQueue[str] = WaitingQueue(OrderPolicy("sjf", aging_s=10.0))
+    queue.push("long", work(1000), 0.0)
+    now, served = 0.0, ""
+    while served != "long":
+        queue.push(f"short at {now}", work(1), now)
+        served = queue.pop(now) or ""
+        now += 1.0
+        assert now <= 12.0, "it waits for ever"
+    assert now > 10.0, "it was not its turn yet"
+
+
+@pytest.mark.parametrize("order", ["fcfs", "sjf", "edf", "priority"])
 def test_equals_leave_in_the_order_they_came(order: str) -> None:
     names = [f"item {i}" for i in range(20)]
     queue = filled(OrderPolicy(order), *((name, work(), 1.0) for name in names))  # type: ignore[arg-type]

@@ -176,7 +176,7 @@ def test_removing_a_task_wherever_it_stands_leaves_the_counters_right() -> None:
         min_size=1, max_size=12,
     ),
     st.lists(st.integers(1, 12), min_size=1, max_size=8),
-    st.sampled_from(["fcfs", "sjf", "priority"]),
+    st.sampled_from(["fcfs", "sjf", "edf", "priority"]),
     st.sampled_from([8, 12, 50]),
 )  # fmt: skip
 def test_every_token_is_computed_once_in_order_within_the_budget(  # type: ignore[no-untyped-def]

@@ -71,7 +71,10 @@ def random_request(rng: random.Random, request_id: str, cell: Cell) -> Request:
 def random_cell(rng: random.Random, topology: str | None = None) -> Cell:
     """A cell of a random shape: tiny or roomy pools, small or large steps, any order."""
     roles = TOPOLOGIES[topology or rng.choice(sorted(TOPOLOGIES))]
-    order = OrderPolicy(rng.choice(("fcfs", "sjf", "priority")), aging_s=rng.choice((0.5, 10.0)))
+    order = OrderPolicy(
+        rng.choice(("fcfs", "sjf", "edf", "priority")), aging_s=rng.choice((0.5, 10.0)),
+        fairness=rng.choice(("none", "vtc")),
+    )  # fmt: skip
     limits = NodeLimits(
         max_num_batched_tokens=rng.choice((4, 8, 64)), max_num_seqs=rng.choice((3, 8)),
         order=order, watermark=rng.choice((0.0, 0.1)), lease_s=2.0, heartbeat_s=0.2,

@@ -1,0 +1,144 @@
+"""Fair shares between tenants: the virtual token counter. Pure.
+
+After Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24). Every tenant has a
+counter of the service it was given, a token of prompt counting 1 and one of output 2, divided by
+its weight. Whenever there is room the tenant with the smallest counter goes first. One that comes
+back after a while is lifted to the smallest of those that wait: it cannot save up a share it did
+not use. Work is conserving, and of two tenants (of equal weight) that both have work waiting all
+the time, in no span of time is one given more than the other by over
+
+    2 * max(PROMPT_COST * longest prompt, OUTPUT_COST * tokens that fit into the batch)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from pd.policies.order import OrderPolicy, WaitingQueue
+from pd.types import Request, Work
+
+PROMPT_COST = 1.0
+OUTPUT_COST = 2.0
+
+T = TypeVar("T")
+_SLACK = 64
+
+
+class VirtualCounters:
+    """The counters, and which tenants wait. A decision takes logarithmic time in their number."""
+
+    def __init__(self) -> None:
+        self._service: dict[str, float] = {}
+        self._waiting: set[str] = set()
+        self._last_to_leave: str | None = None
+        # May hold values that have grown since: a tenant's newest is the largest of its own.
+        self._heap: list[tuple[float, str]] = []
+
+    def service(self, tenant: str) -> float:
+        return self._service.get(tenant, 0.0)
+
+    def joins(self, tenant: str) -> None:
+        """It had nothing waiting, and now it has."""
+        least = self.least()
+        if least is None:
+            least = self._last_to_leave
+        floor = 0.0 if least is None else self.service(least)
+        self._service[tenant] = max(self.service(tenant), floor)
+        self._waiting.add(tenant)
+        heapq.heappush(self._heap, (self._service[tenant], tenant))
+        if len(self._service) > 2 * len(self._waiting) + _SLACK:
+            self._forget_those_behind(floor)
+
+    def leaves(self, tenant: str) -> None:
+        """Nothing of it waits any more."""
+        self._waiting.discard(tenant)
+        self._last_to_leave = tenant
+
+    def charge(self, tenant: str, cost: float) -> None:
+        self._service[tenant] = self.service(tenant) + cost
+        if tenant in self._waiting:
+            heapq.heappush(self._heap, (self._service[tenant], tenant))
+            if len(self._heap) > 2 * len(self._waiting) + _SLACK:
+                self._heap = [(self._service[each], each) for each in self._waiting]
+                heapq.heapify(self._heap)
+
+    def least(self) -> str | None:
+        """Of the tenants that wait the one that was given least; None if nobody waits."""
+        heap = self._heap
+        while heap:
+            service, tenant = heap[0]
+            if tenant in self._waiting and service == self._service[tenant]:
+                return tenant
+            heapq.heappop(heap)
+        return None
+
+    def _forget_those_behind(self, floor: float) -> None:
+        """Whoever has less than `floor` and does not wait would be lifted to it at least."""
+        keep = {*self._waiting, self._last_to_leave}
+        for tenant in [t for t, s in self._service.items() if s <= floor and t not in keep]:
+            del self._service[tenant]
+
+
+class FairQueue(WaitingQueue[T], Generic[T]):
+    """A waiting queue for every tenant; within it the order is the policy's."""
+
+    def __init__(self, policy: OrderPolicy) -> None:
+        super().__init__(policy)
+        self.counters = VirtualCounters()
+        self._queues: dict[str, WaitingQueue[T]] = {}
+        self._works: dict[int, Work] = {}
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __iter__(self) -> Iterator[T]:
+        return (item for queue in self._queues.values() for item in queue)
+
+    def push(self, item: T, work: Work, arrived: float) -> None:
+        tenant = work.request.tenant
+        queue = self._queues.get(tenant)
+        if queue is None:
+            queue = self._queues[tenant] = WaitingQueue(self.policy)
+            self.counters.joins(tenant)
+        queue.push(item, work, arrived)
+        self._works[id(item)] = work
+
+    def peek(self, now: float) -> T | None:
+        tenant = self.counters.least()
+        return None if tenant is None else self._queues[tenant].peek(now)
+
+    def remove(self, item: T) -> bool:
+        work = self._works.pop(id(item), None)
+        if work is None:
+            return False
+        tenant = work.request.tenant
+        queue = self._queues[tenant]
+        queue.remove(item)
+        if not len(queue):
+            del self._queues[tenant]
+            self.counters.leaves(tenant)
+        return True
+
+    def take(self, item: T, num_tokens: int) -> None:
+        request = self._works[id(item)].request
+        # Charged while it still counts as waiting: the last one to leave lifts who comes next.
+        self.counters.charge(request.tenant, PROMPT_COST * num_tokens / request.weight)
+        self.remove(item)
+
+    def generated(self, request: Request, num_tokens: int) -> None:
+        self.counters.charge(request.tenant, OUTPUT_COST * num_tokens / request.weight)
+
+    def passes(
+        self, work: Work, arrived: float, begun: Work, begun_arrived: float, now: float
+    ) -> bool:
+        """Nobody's prompt is put off, once begun, for another tenant's."""
+        return work.request.tenant == begun.request.tenant and super().passes(
+            work, arrived, begun, begun_arrived, now
+        )
+
+
+def waiting_queue(policy: OrderPolicy) -> WaitingQueue[T]:
+    """An empty queue of the discipline that the policy asks for."""
+    return FairQueue(policy) if policy.fairness == "vtc" else WaitingQueue(policy)
