@@ -4,9 +4,8 @@
          + linear layers(tokens)                  a curve: flat at first, where reading the
                                                   weights is the cost, then as steep as the GEMMs
          + output layer and sampling(sequences)   a curve
-         + max(attention floor,
-               pair * pairs + prefill context * KV read + chunk * chunks
-             + decode context * KV read + decode sequence * sequences)
+         + attention: of prefill (query-key pairs, KV read, chunks), of decode (a curve of the
+           KV read, sequences), and what decode costs more in a step that has chunks, too
 
 Every coefficient is in seconds and none is negative, so a step never gets faster by more work.
 Pure: the coordinator, the nodes, the simulator and the tuner ask the same object.
@@ -27,27 +26,54 @@ from pd.errors import ConfigError
 __all__ = ["Attention", "CostModel", "Link", "StepLoad"]
 
 
+FACTORS = ("pair_s", "context_s", "chunk_s", "decode_seq_s", "mixed_seq_s", "pad_s")
+
+
+def _check(name: str, value: float) -> None:
+    if not 0.0 <= value < math.inf:
+        raise ConfigError(f"a cost model's {name} must be 0 or more, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Seconds of all layers' attention together, by unit of work. `floor_s` is the least it
-    takes in a step that has any."""
+    """Seconds of all layers' attention together.
+
+    prefill = pair_s * pairs + context_s * context + chunk_s * chunks
+    decode  = decode(context) + decode_seq_s * sequences
+    mixed   = mixed(decode context) + mixed_seq_s * sequences + pad_s * tokens * sequences: what
+              decoding costs in addition beside chunks, where a kernel made for long queries serves
+              both and launches as many tiles for every sequence as the longest chunk has
+    """
 
     pair_s: float = 0.0
-    prefill_context_s: float = 0.0
+    context_s: float = 0.0
     chunk_s: float = 0.0
-    decode_context_s: float = 0.0
+    decode: Curve = Curve()  # noqa: RUF009
     decode_seq_s: float = 0.0
-    floor_s: float = 0.0
+    mixed: Curve = Curve()  # noqa: RUF009
+    mixed_seq_s: float = 0.0
+    pad_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in FACTORS:
+            _check(name, getattr(self, name))
 
     def __call__(self, load: StepLoad) -> float:
-        seconds = (
-            self.pair_s * load.prefill_pairs
-            + self.prefill_context_s * load.prefill_context
-            + self.chunk_s * load.num_chunks
-            + self.decode_context_s * load.decode_context
-            + self.decode_seq_s * load.decode_seqs
-        )
-        return seconds if seconds > self.floor_s else self.floor_s
+        seconds = 0.0
+        if load.num_chunks:
+            seconds += (
+                self.pair_s * load.prefill_pairs
+                + self.context_s * load.prefill_context
+                + self.chunk_s * load.num_chunks
+            )
+        if load.decode_seqs:
+            seconds += self.decode(load.decode_context) + self.decode_seq_s * load.decode_seqs
+            if load.num_chunks:
+                seconds += (
+                    self.mixed(load.decode_context)
+                    + (self.mixed_seq_s + self.pad_s * load.prefill_tokens) * load.decode_seqs
+                )
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +108,7 @@ class CostModel:
     fit: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = {"overhead_s": self.overhead_s}
-        parts |= {name: getattr(self.attention, name) for name in Attention.__slots__}
-        for name, value in parts.items():
-            if not 0.0 <= value < math.inf:
-                raise ConfigError(f"a cost model's {name} must be 0 or more, not {value!r}")
+        _check("overhead_s", self.overhead_s)
 
     def step_s(self, load: StepLoad) -> float:
         """Seconds of one step; 0 of one without any work."""
@@ -106,17 +128,8 @@ class CostModel:
         if num_seqs <= 0 or num_steps <= 0:
             return 0.0
         each = self.overhead_s + self.linear(num_seqs) + self.output(num_seqs)
-        attention = self.attention
-        base = attention.decode_seq_s * num_seqs + attention.decode_context_s * context
-        growth = attention.decode_context_s * num_seqs
-        flat = 0  # steps at the floor
-        if base + growth * (num_steps - 1) <= attention.floor_s:
-            flat = num_steps
-        elif base < attention.floor_s:
-            flat = math.ceil((attention.floor_s - base) / growth)
-        first, count = base + growth * flat, num_steps - flat
-        above = count * first + growth * count * (count - 1) / 2
-        return num_steps * each + flat * attention.floor_s + above
+        each += self.attention.decode_seq_s * num_seqs
+        return num_steps * each + self.attention.decode.sum(context, num_seqs, num_steps)
 
     def prefill_s(self, new: int, cached: int = 0, chunk: int | None = None) -> float:
         """Seconds to compute `new` tokens of a prompt after `cached` ones, alone: in one step,

@@ -2,7 +2,8 @@
 
 {"format": "pd cost model 1", "units": "...", "about": {...},
  "step": {"overhead_s": ..., "linear": [[tokens, seconds], ...],
-          "output": [[sequences, seconds], ...], "attention": {"pair_s": ..., ...}},
+          "output": [[sequences, seconds], ...],
+              "attention": {"pair_s": ..., "decode": [[context, seconds], ...], ...}},
  "links": {"shm": {"latency_s": ..., "bytes_per_s": ...}},
  "fit": {...}}
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pd.cost.curve import Curve
-from pd.cost.model import Attention, CostModel, Link
+from pd.cost.model import FACTORS, Attention, CostModel, Link
 from pd.errors import ConfigError
 
 FORMAT = "pd cost model 1"
 _UNITS = "seconds, bytes and tokens; attention: seconds of all layers for one unit of work"
+_CURVES = ("decode", "mixed")
 _STEP = {"overhead_s", "linear", "output", "attention"}
 
 
@@ -33,7 +35,13 @@ def to_json(model: CostModel) -> dict[str, Any]:
             "overhead_s": model.overhead_s,
             "linear": [list(point) for point in model.linear.points],
             "output": [list(point) for point in model.output.points],
-            "attention": {name: getattr(model.attention, name) for name in Attention.__slots__},
+            "attention": {
+                **{name: getattr(model.attention, name) for name in FACTORS},
+                **{
+                    name: [list(p) for p in getattr(model.attention, name).points]
+                    for name in _CURVES
+                },
+            },
         },
         "links": {
             name: {"latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s}
@@ -51,15 +59,13 @@ def from_json(data: Any) -> CostModel:
     step = _mapping(top.get("step"), "step")
     _only(step, _STEP, "step")
     attention = _mapping(step.get("attention", {}), "step.attention")
-    _only(attention, set(Attention.__slots__), "step.attention")
+    _only(attention, {*FACTORS, *_CURVES}, "step.attention")
     links = _mapping(top.get("links", {}), "links")
     return CostModel(
         overhead_s=_number(step.get("overhead_s", 0.0), "step.overhead_s"),
         linear=_curve(step.get("linear", []), "step.linear"),
         output=_curve(step.get("output", []), "step.output"),
-        attention=Attention(
-            **{name: _number(value, f"step.attention.{name}") for name, value in attention.items()}
-        ),
+        attention=_attention(attention),
         links={name: _link(link, f"links.{name}") for name, link in links.items()},
         about=_mapping(top.get("about", {}), "about"),
         fit=_mapping(top.get("fit", {}), "fit"),
@@ -158,6 +164,14 @@ def _curve(value: Any, where: str) -> Curve:
         return Curve(points)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _attention(value: Mapping[str, Any]) -> Attention:
+    parts: dict[str, Any] = {}
+    for name, part in value.items():
+        where = f"step.attention.{name}"
+        parts[name] = _curve(part, where) if name in _CURVES else _number(part, where)
+    return Attention(**parts)
 
 
 def _link(value: Any, where: str) -> Link:

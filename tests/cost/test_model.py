@@ -32,7 +32,9 @@ MODELS = st.builds(
     overhead_s=SECONDS,
     linear=curves(),
     output=curves(),
-    attention=st.builds(Attention, *[SECONDS] * 6),
+    attention=st.builds(
+        Attention, SECONDS, SECONDS, SECONDS, curves(), SECONDS, curves(), SECONDS, SECONDS
+    ),
     links=st.dictionaries(
         st.sampled_from(["local", "shm", "tcp", "nccl"]),
         st.builds(Link, SECONDS, st.floats(1.0, 1e12)),
@@ -58,7 +60,7 @@ def test_more_of_any_work_is_never_faster(
     assert model.step_s(heavier) >= model.step_s(load) - slack
 
 
-@given(MODELS, st.integers(1, 300), st.integers(0, 100_000), st.integers(0, 60))
+@given(MODELS, st.integers(1, 300), st.integers(1, 100_000), st.integers(0, 60))
 def test_decode_steps_together_take_as_long_as_one_by_one(
     model: CostModel, seqs: int, context: int, steps: int
 ) -> None:
@@ -69,7 +71,7 @@ def test_decode_steps_together_take_as_long_as_one_by_one(
     assert together == pytest.approx(one_by_one, rel=1e-9, abs=1e-12)
 
 
-@given(MODELS, st.integers(1, 300), st.integers(0, 100_000), st.integers(0, 60), st.integers(0, 60))
+@given(MODELS, st.integers(1, 300), st.integers(1, 100_000), st.integers(0, 60), st.integers(0, 60))
 def test_a_run_of_decode_steps_can_be_cut_anywhere(
     model: CostModel, seqs: int, context: int, first: int, rest: int
 ) -> None:
@@ -140,6 +142,12 @@ def test_a_curve_is_flat_before_its_first_point_and_goes_on_after_its_last() -> 
 def test_a_curve_that_falls_is_refused(points: list[tuple[float, float]]) -> None:
     with pytest.raises(ConfigError):
         Curve(points)
+
+
+@given(curves(), st.integers(1, 6000), st.integers(1, 500), st.integers(0, 80))
+def test_a_curves_sum_is_that_of_its_terms(curve: Curve, start: int, step: int, count: int) -> None:
+    terms = math.fsum(curve(start + i * step) for i in range(count))
+    assert curve.sum(start, step, count) == pytest.approx(terms, rel=1e-9, abs=1e-12)
 
 
 def test_a_transfer_takes_its_latency_and_its_bytes() -> None:
