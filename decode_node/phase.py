@@ -66,6 +66,7 @@ class DecodePhase:
         self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
         self._by_request: dict[str, set[int]] = {}
         self.cache_hit_tokens = 0  # of prompts prefilled on this node
+        self.leaving = ""  # if not empty, why what runs is to go on elsewhere
         self._incoming_seqs = 0  # sequences of granted hand-offs, not yet running
         self._root_of = root_of
         self._keys_of = keys_of
@@ -240,12 +241,13 @@ class DecodePhase:
         self._begin(handoff, going_on)
 
     def plan(self) -> BatchPlan:
+        if self.leaving:
+            for seq in tuple(self.scheduler.running.values()):
+                self.scheduler.remove(seq)
+                self._interrupt_sequence(seq, self.leaving)
         decodes, copies, preempted = self.scheduler.plan()
         for seq in preempted:
-            self._outbox.send(
-                seq.request.gateway,
-                Interrupted(seq.request.request_id, (seq.index,), seq.attempt, "preempted"),
-            )
+            self._interrupt_sequence(seq, "preempted")
         return BatchPlan(decodes=decodes, copies=copies)
 
     def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1) -> int:
@@ -353,6 +355,11 @@ class DecodePhase:
     def _from(self, sender: str, transfer_id: int) -> Handoff | None:
         handoff = self.handoffs.get(transfer_id)
         return handoff if handoff is not None and handoff.sender == sender else None
+
+    def _interrupt_sequence(self, seq: Sequence, reason: str) -> None:
+        request = seq.request
+        interrupted = Interrupted(request.request_id, (seq.index,), seq.attempt, reason)
+        self._outbox.send(request.gateway, interrupted)
 
     def _interrupt(self, handoff: Handoff, reason: str) -> None:
         message = handoff.interrupted(reason)

@@ -22,6 +22,7 @@ from pd.messages import (
     BlockEvents,
     Cancel,
     CellStatus,
+    ChangeRole,
     Finished,
     GatewayHello,
     Heartbeat,
@@ -30,6 +31,7 @@ from pd.messages import (
     NodeHello,
     Rejected,
     Reserve,
+    RoleChanged,
     Snapshot,
     StartPrefill,
     Submit,
@@ -115,6 +117,11 @@ class Coordinator:
             if gone is not None:
                 self._gateway_lost(gone)
             self._next_status = now
+        elif isinstance(message, ChangeRole):
+            error = self.change_role(
+                message.node_id, message.role, migrate=message.migrate, now=now
+            )
+            self.outbox.send(sender, RoleChanged(message.call, error))
         elif not isinstance(message, Heartbeat):
             raise TypeError(f"the coordinator has no use for {type(message).__name__}")
 
@@ -134,12 +141,19 @@ class Coordinator:
         elif isinstance(message, UsePool):
             self.members.pool_not_told(to)
 
+    def change_role(self, node_id: str, role: Role, *, migrate: bool, now: float) -> str:
+        """Give a node another role; returns why that cannot be, or nothing."""
+        error = self.members.change_role(node_id, role, migrate=migrate, now=now)
+        if not error:
+            self._next_status = now
+        return error
+
     def tick(self, now: float) -> None:
         for lost in self.members.silent(now):
             self.outbox.add(lost.kill(f"silent for {self.limits.node_timeout_s:g} s"))
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
             self._next_status = now
-        self.members.tick()
+        self.members.tick(now)
         self.holders.tick(now)
         self._unpark(now)
         if now >= self._next_status:

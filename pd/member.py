@@ -37,7 +37,8 @@ class Found:
 
 @dataclass(slots=True)
 class Node:
-    """A node process. `credit` is the work sent to it that its last snapshot does not show
+    """A node process. `hello` is what it came with, but for a role that it was given since;
+    `credit` is the work sent to it that its last snapshot does not show
     yet, by transfer id; `last_*` the newest transfer that it was sent for either phase; `pool`
     what it was told to use, None where that may not have reached it."""
 
@@ -84,6 +85,18 @@ class Node:
         self.credit.pop(transfer_id, None)
         self._candidate = None
 
+    def new_role(self) -> None:
+        """Its role in `hello` is another than before."""
+        self._candidate = None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left here of what its role would not be sent."""
+        role, snapshot = self.hello.role, self.snapshot
+        if role == "prefill":
+            return snapshot.role == role and not (snapshot.num_running + snapshot.num_reserving)
+        return snapshot.role == role and not (role == "decode" and snapshot.num_waiting)
+
     def take_snapshot(self, snapshot: NodeSnapshot) -> None:
         self.snapshot = snapshot
         for transfer_id in [t for t in self.credit if t <= snapshot.last_transfer_id]:
@@ -109,8 +122,9 @@ class Node:
         hello = self.hello
         row.update(
             id=self.id, epoch=self.epoch, role=hello.role, pid=hello.pid, host=hello.host,
-            device=hello.device, state="ready", block_size=hello.block_size,
-            max_num_seqs=hello.max_num_seqs, silent_s=round(now - self.last_heard, 3),
+            device=hello.device, state="ready" if self.settled else "changing",
+            block_size=hello.block_size, max_num_seqs=hello.max_num_seqs,
+            silent_s=round(now - self.last_heard, 3),
         )  # fmt: skip
         if self.serves:
             row.update(asdict(self.found), pool="" if self.pool is None else self.pool.id)

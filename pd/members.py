@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pd.holders import Holders
 from pd.member import NO_POOL, Gateway, Node
-from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, UsePool, Welcome
+from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, SetRole, UsePool, Welcome
 from pd.outbox import Outbox
 from pd.policies.pools import assign_pools
-from pd.types import NodeSnapshot
+from pd.types import NodeSnapshot, Role
 
+_CONFIRM_S = 1.0  # after which a node that has not taken on its role is told again
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
 
 
@@ -38,6 +39,8 @@ class Members:
         self._condemned: dict[str, Condemned] = {}
         self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
         self._last_check = float("-inf")
+        self._roles: dict[str, SetRole] = {}  # of nodes that have another than they came with
+        self._changing: dict[str, float] = {}  # nodes that have not confirmed theirs, when asked
         self._pools_to_tell = False
 
     def node_joins(self, hello: NodeHello, now: float) -> Node | None:
@@ -49,6 +52,8 @@ class Members:
         if (hello.node_id, hello.incarnation) in self._dead:
             return None
         lost = self._replace(known, hello.node_id)
+        if hello.node_id in self._roles:  # what it was before it was started anew
+            hello = replace(hello, role=self._roles[hello.node_id].role)
         self._last_epoch += 1
         empty = NodeSnapshot(
             hello.node_id, hello.role, self._last_epoch,
@@ -57,6 +62,7 @@ class Members:
         self.nodes[hello.node_id] = Node(hello, self._last_epoch, now, empty)
         self._holders.join(hello.node_id)
         self._welcome(hello.node_id, hello.incarnation, self._last_epoch)
+        self._tell_role(hello.node_id, now)
         self._announce()
         return lost if isinstance(lost, Node) else None
 
@@ -100,6 +106,8 @@ class Members:
         if node is None:
             return
         node.take_snapshot(snapshot)
+        if snapshot.role == node.hello.role:
+            self._changing.pop(sender, None)
 
     def silent(self, now: float) -> list[Node | Gateway]:
         """Condemn and return every process that has not been heard of for too long.
@@ -143,6 +151,27 @@ class Members:
         lacking = {"prefill", "decode"} - roles
         return f"no {' and no '.join(sorted(lacking))} node is up"
 
+    def change_role(self, node_id: str, role: Role, *, migrate: bool, now: float) -> str:
+        """Give a node another role, from now on and after it is started anew; returns why not."""
+        node = self.nodes.get(node_id)
+        if node is None or not node.serves:
+            known = ", ".join(sorted(node.id for node in self.serving)) or "none"
+            return f"there is no node {node_id!r} that serves; those that do: {known}"
+        if role not in ("prefill", "decode", "mixed"):
+            return f"a node that serves cannot become {role!r}: prefill, decode or mixed"
+        hello = node.hello
+        if hello.role == role:
+            return ""
+        node.hello = replace(hello, role=role)
+        # Whatever else comes back later, with the nodes that are up now the cell can serve then.
+        if lacking := self.missing():
+            node.hello = hello
+            return f"{node_id} has to stay a {hello.role} node: then {lacking}"
+        node.new_role()
+        self._roles[node_id] = SetRole(role, migrate)
+        self._tell_role(node_id, now)
+        return ""
+
     @property
     def serving(self) -> list[Node]:
         """The nodes that run requests: all but the pools."""
@@ -155,9 +184,19 @@ class Members:
             node.pool = None
             self._pools_to_tell = True
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         if self._pools_to_tell:
             self._tell_pools()
+        for node_id, asked in list(self._changing.items()):
+            if node_id not in self.nodes:
+                del self._changing[node_id]
+            elif now - asked >= _CONFIRM_S:
+                self._tell_role(node_id, now)
+
+    def _tell_role(self, node_id: str, now: float) -> None:
+        if node_id in self._roles:
+            self._changing[node_id] = now
+            self._outbox.send(node_id, self._roles[node_id])
 
     def _replace(self, known: Node | Gateway | None, member_id: str) -> Node | Gateway | None:
         """A process joins under this id, so what was there before is gone."""

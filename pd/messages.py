@@ -343,6 +343,36 @@ class UsePool:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRole:
+    """Take on this role. The weights stay, and so do the blocks.
+
+    With `migrate`, what the new role would not be sent goes on elsewhere: its gateways hear that
+    it was interrupted. Else it ends here.
+    """
+
+    role: Role
+    migrate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRole:
+    """Somebody asks for `SetRole`; `call` names the question in the answer, `RoleChanged`."""
+
+    call: int
+    node_id: str
+    role: Role
+    migrate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChanged:
+    """The node has been told; or with an `error` it was not, and that is why."""
+
+    call: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """Blocks that a node has to give. `keys` are 32 bytes each, packed, in prompt order.
 
@@ -404,6 +434,7 @@ Message = (
     | Granted | PrefillDone | Renew | AbortTransfer | Stopped | Started
     | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
     | Beacon | Resend
+    | SetRole | ChangeRole | RoleChanged
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -416,6 +447,7 @@ KINDS: dict[int, type] = dict(
             Granted, PrefillDone, Renew, AbortTransfer, Stopped, Started,
             BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
             Beacon, Resend,
+            SetRole, ChangeRole, RoleChanged,
         ),
         start=1,
     )

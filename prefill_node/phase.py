@@ -210,6 +210,15 @@ class PrefillPhase:
             if outgoing and outgoing.is_to(peer, epoch):
                 self._cancel(task)
 
+    def unstarted(self) -> list[Work]:
+        """Prompts of which nothing was computed yet."""
+        running = self.scheduler.running
+        return [
+            task.work
+            for task in self.tasks.values()
+            if not task.cancelled and task.num_remaining and task.transfer_id not in running
+        ]
+
     def renew(self) -> None:
         """Tell every decode node which of its reservations are still wanted."""
         peers: dict[str, tuple[list[int], list[int]]] = {}
@@ -235,6 +244,8 @@ class PrefillPhase:
 
     # -------------------------------------------------------------- steps
     def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:
+        if not len(self.scheduler):
+            return ()
         chunks = self.scheduler.plan(now, budget)
         # A step's chunks are in the order of their tasks, so commit can match them up.
         by_lead = {id(task.lead): task for task in self.scheduler.running.values()}

@@ -128,12 +128,17 @@ class AsyncClient:
 
     async def models(self) -> list[str]:
         """The names that requests may give as `model`."""
-        return [card["id"] for card in (await self._get("/v1/models"))["data"]]
+        return [card["id"] for card in (await self._ask("GET", "/v1/models"))["data"]]
 
     async def status(self) -> dict[str, Any]:
         """The cell: readiness, nodes, running requests."""
-        status: dict[str, Any] = await self._get("/v1/status")
+        status: dict[str, Any] = await self._ask("GET", "/v1/status")
         return status
+
+    async def change_role(self, node_id: str, role: str, *, migrate: bool = True) -> None:
+        """Make a node a "prefill", "decode" or "mixed" node. What it was doing for its old role
+        goes on elsewhere, or with `migrate` False ends there first."""
+        await self._ask("POST", *calls.role(node_id, role, migrate))
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -162,8 +167,9 @@ class AsyncClient:
             await response.aclose()
         return calls.read_completion(b"".join(chunks))
 
-    async def _get(self, path: str) -> Any:
-        response, _ = await self._send("GET", path, None)
+    async def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """The JSON of the answer."""
+        response, _ = await self._send(method, path, body)
         try:
             await response.aread()
         except httpx.TransportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,6 +103,12 @@ def _body(content: dict[str, Any], defaults: Mapping[str, Any], params: Mapping[
         return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ClientError(f"these parameters cannot be sent as JSON: {error}") from None
+
+
+def role(node_id: str, role: str, migrate: bool) -> tuple[str, bytes]:
+    """The path and the body of a change of role."""
+    path = f"/v1/nodes/{urllib.parse.quote(node_id, safe='')}/role"
+    return path, json.dumps({"role": role, "migrate": migrate}).encode()
 
 
 def headers(api_key: str | None) -> dict[str, str]:

@@ -130,12 +130,17 @@ class Client:
 
     def models(self) -> list[str]:
         """The names that requests may give as `model`."""
-        return [card["id"] for card in self._get("/v1/models")["data"]]
+        return [card["id"] for card in self._ask("GET", "/v1/models")["data"]]
 
     def status(self) -> dict[str, Any]:
         """The cell: readiness, nodes, running requests."""
-        status: dict[str, Any] = self._get("/v1/status")
+        status: dict[str, Any] = self._ask("GET", "/v1/status")
         return status
+
+    def change_role(self, node_id: str, role: str, *, migrate: bool = True) -> None:
+        """Make a node a "prefill", "decode" or "mixed" node. What it was doing for its old role
+        goes on elsewhere, or with `migrate` False ends there first."""
+        self._ask("POST", *calls.role(node_id, role, migrate))
 
     def close(self) -> None:
         self._http.close()
@@ -169,8 +174,9 @@ class Client:
     def _stream(self, path: str, body: bytes) -> Stream:
         return Stream(*self._send("POST", path, body))
 
-    def _get(self, path: str) -> Any:
-        response, _ = self._send("GET", path, None)
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """The JSON of the answer."""
+        response, _ = self._send(method, path, body)
         try:
             response.read()
         except httpx.TransportError as error:

@@ -24,20 +24,23 @@ from pd.messages import (
     Admitted,
     Cancel,
     CellStatus,
+    ChangeRole,
     Finished,
     Interrupted,
     Message,
     Peers,
     Rejected,
+    RoleChanged,
     Started,
     Tokens,
     Welcome,
 )  # fmt: skip
-from pd.types import Peer, Request, TokenEvent
+from pd.types import Peer, Request, Role, TokenEvent
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
+_ANSWER_S = 5.0
 _SLICE_S = 0.002
 _RETIRED_S = 2.0  # tokens of a request that ended this recently were merely on their way
 
@@ -67,6 +70,8 @@ class CellLink:
         self._continuity = Continuity(self._courier, metrics, options, clock, self._retire)
         self._running: dict[str, RunningRequest] = {}
         self._retired: dict[str, float] = {}
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._num_asked = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,6 +112,27 @@ class CellLink:
             self._running[running.id] = running
             self._continuity.submit(running, running.record.start())
         return stream
+
+    async def change_role(self, node_id: str, role: Role, *, migrate: bool) -> str:
+        """Ask the coordinator to give a node another role; returns why it does not, or nothing.
+
+        RejectedError if it does not answer."""
+        if self._closing or not self.membership.joined:
+            raise RejectedError(self.readiness()[1], status=503)
+        self._num_asked += 1
+        call = self._num_asked
+        answer = self._asked[call] = asyncio.get_running_loop().create_future()
+        try:
+            self._courier.send(ChangeRole(call, node_id, role, migrate))
+            return await asyncio.wait_for(answer, _ANSWER_S)
+        except asyncio.TimeoutError:
+            raise RejectedError(
+                f"the coordinator has not answered for {_ANSWER_S:g} s; ask for the role again, "
+                "which changes nothing if it was changed",
+                status=503,
+            ) from None
+        finally:
+            del self._asked[call]
 
     # ------------------------------------------------------------------ life
     def start(self) -> None:
@@ -176,6 +202,10 @@ class CellLink:
                 self._on_rejected(message)
             case Interrupted():
                 self._on_interrupted(message)
+            case RoleChanged():
+                answer = self._asked.get(message.call)
+                if answer is not None and not answer.done():
+                    answer.set_result(message.error)
             case Started():
                 self._on_started(message)
             case CellStatus():

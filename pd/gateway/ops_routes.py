@@ -12,13 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pd.errors import RejectedError, RequestError
+from pd.gateway import parse
+from pd.gateway.endpoint import TENANT
 from pd.gateway.http import error_body, error_headers
 from pd.gateway.link import CellLink
 from pd.gateway.served import ServedModel
 
 
 class OpsRoutes:
-    """Small GET endpoints over the link and the model."""
+    """Small endpoints over the link and the model."""
 
     def __init__(self, model: ServedModel, link: CellLink) -> None:
         self._model = model
@@ -29,6 +31,7 @@ class OpsRoutes:
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/status", self.status),
+            Route("/v1/nodes/{node_id}/role", self.role, methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
@@ -56,6 +59,23 @@ class OpsRoutes:
         return Response(
             self._link.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
+
+    async def role(self, request: Request) -> Response:
+        """Give a node another role, for good: {"role": "prefill", "migrate": true}. Not for
+        tenants: the nodes are everybody's."""
+        if request.scope[TENANT]:
+            raise RequestError(
+                "a tenant's key cannot change roles: use the server's own, gateway.api_key",
+                code="not_allowed",
+                status=403,
+                kind="permission_error",
+            )
+        body = parse.role_body(await request.body())
+        node_id = request.path_params["node_id"]
+        error = await self._link.change_role(node_id, body.role, migrate=body.migrate)
+        if error:
+            raise RequestError(error, param="role", code="role_not_changed", status=409)
+        return json_response({"id": node_id, "role": body.role})
 
     async def status(self, request: Request) -> Response:
         """The cell as the coordinator last described it, and this gateway's share."""
@@ -88,6 +108,7 @@ class OpsRoutes:
             "created": self._model.created,
             "owned_by": "pd",
             "max_model_len": self._link.status().max_model_len or self._model.max_positions,
+            "vocab_size": self._model.vocab_size,
         }
 
 

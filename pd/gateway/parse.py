@@ -9,9 +9,16 @@ from typing import TypeVar
 import msgspec
 
 from pd.errors import RequestError
-from pd.gateway.schema import ChatBody, ChatMessage, CompletionBody, SLOTargets, StreamOptions
+from pd.gateway.schema import (
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    RoleBody,
+    SLOTargets,
+    StreamOptions,
+)
 
-Body = TypeVar("Body", CompletionBody, ChatBody)
+Body = TypeVar("Body", CompletionBody, ChatBody, RoleBody)
 
 _UNKNOWN = re.compile(
     r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$\.?(?P<at>.*)`)?$"
@@ -24,6 +31,7 @@ _NESTED = {"stream_options": StreamOptions, "slo": SLOTargets, "messages": ChatM
 
 _COMPLETION = msgspec.json.Decoder(CompletionBody)
 _CHAT = msgspec.json.Decoder(ChatBody)
+_ROLE = msgspec.json.Decoder(RoleBody)
 
 
 def completion_body(data: bytes) -> CompletionBody:
@@ -32,6 +40,10 @@ def completion_body(data: bytes) -> CompletionBody:
 
 def chat_body(data: bytes) -> ChatBody:
     return _decode(data, _CHAT, ChatBody)
+
+
+def role_body(data: bytes) -> RoleBody:
+    return _decode(data, _ROLE, RoleBody)
 
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[Body], body: type[Body]) -> Body:

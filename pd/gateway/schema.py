@@ -7,7 +7,7 @@ does not have; `pd.gateway.validate` refuses it unless its value asks for nothin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -81,6 +81,13 @@ class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     logprobs: int | None = None
     add_special_tokens: bool | None = None
     suffix: Any = None
+
+
+class RoleBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/nodes/{node_id}/role"""
+
+    role: Literal["prefill", "decode", "mixed"]
+    migrate: bool = True
 
 
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -22,12 +22,14 @@ from pd.messages import (
     AbortTransfer,
     Fetch,
     Granted,
+    Interrupted,
     Message,
     PeerLost,
     PrefillDone,
     PutGranted,
     Renew,
     Reserve,
+    SetRole,
     StartPrefill,
     Stopped,
     SyncBlocks,
@@ -106,6 +108,7 @@ class NodeCore:
         )  # fmt: skip
         self._plan: BatchPlan | None = None
         self._planned_at = 0.0
+        self._stuck_since: float | None = None  # prompts wait, and there is nothing to run
         self._last_transfer_id = 0
         self._steps = 0
         self._step_s = 0.0
@@ -133,8 +136,7 @@ class NodeCore:
         elif isinstance(message, PrefillDone):
             self.decode.prefill_done(sender, message, now)
         elif isinstance(message, Abort):
-            self.prefill.abort(message)
-            self.decode.abort(message)
+            self._abort(message)
         elif isinstance(message, AbortTransfer):
             self._abort_transfer(sender, message)
         elif isinstance(message, Stopped):
@@ -153,6 +155,8 @@ class NodeCore:
             self.publisher.granted(sender, message)
         elif isinstance(message, UsePool):
             self.publisher.use(message.id, message.epoch)
+        elif isinstance(message, SetRole):
+            self._set_role(message.role, migrate=message.migrate)
         elif isinstance(message, SyncBlocks):
             if self.pool.log is not None:
                 self.pool.log.resync(("node", key) for key in self.pool.cached_keys())
@@ -185,6 +189,10 @@ class NodeCore:
         if now >= self._next_renewal:
             self._next_renewal = now + self.limits.lease_s / 4
             self.prefill.renew()
+        if self._stuck_since is not None and now - self._stuck_since >= self.limits.lease_s:
+            # All blocks are held for others' prompts, and those may wait for ours.
+            self._stuck_since = None
+            self._move_unstarted(f"{self.node_id} had no room for it")
         if self.epoch and self._reporter.due(now):
             self._reporter.report(self.snapshot(now), now)
 
@@ -206,7 +214,10 @@ class NodeCore:
         chunks = self.prefill.plan(now, budget) if budget > 0 else ()
         plan = BatchPlan(chunks, plan.decodes, plan.copies)
         if not plan:
+            if self._stuck_since is None and len(self.prefill.scheduler.waiting):
+                self._stuck_since = now
             return None
+        self._stuck_since = None
         self._plan, self._planned_at = plan, now
         return plan
 
@@ -242,6 +253,16 @@ class NodeCore:
     @property
     def busy(self) -> bool:
         return self._plan is not None
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is under way and nothing is left to report: until this node hears of something,
+        all that it would say is that it is alive."""
+        return not (
+            self._reporter.has_news or self.busy or self.prefill.tasks or self.decode.handoffs
+            or self.decode.scheduler.running or len(self.publisher) or len(self.fetcher)
+            or len(self.server)
+        )  # fmt: skip
 
     # -------------------------------------------------------------- out
     def drain(self) -> list[Effect]:
@@ -305,6 +326,26 @@ class NodeCore:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = self.publisher.epoch = self.fetcher.epoch = epoch
+
+    def _abort(self, message: Abort) -> None:
+        self.prefill.abort(message)
+        self.decode.abort(message)
+
+    def _set_role(self, role: Role, *, migrate: bool) -> None:
+        """What comes from now on is the coordinator's business; what is here may have to go."""
+        self.role = role
+        reason = f"{self.node_id} becomes a {role} node"
+        self.decode.leaving = reason if migrate and role == "prefill" else ""
+        if migrate and role == "decode":
+            self._move_unstarted(reason)
+
+    def _move_unstarted(self, reason: str) -> None:
+        """Prompts of which nothing was computed yet are to be computed elsewhere."""
+        for work in self.prefill.unstarted():
+            request = work.request
+            interrupted = Interrupted(request.request_id, work.indices, work.attempt, reason)
+            self.outbox.send(request.gateway, interrupted)
+            self._abort(Abort(request.request_id, work.indices, work.attempt))
 
     def _own_id(self) -> int:
         """The id of a transfer that this node asks for: no other process makes the same."""

@@ -263,13 +263,13 @@ def test_what_could_not_be_delivered_is_said_again(cell: Cell) -> None:
     cell.node("a")
     cell.node("k0", role="pool")
     use(cell)
-    cell.members.tick()
+    cell.members.tick(0.0)
     assert use(cell) == {}
     cell.members.pool_not_told("a")
     cell.members.pool_not_told("nobody")
-    cell.members.tick()
+    cell.members.tick(0.0)
     assert use(cell) == {"a": ("k0", 2)}
-    cell.members.tick()
+    cell.members.tick(0.0)
     assert use(cell) == {}
 
 

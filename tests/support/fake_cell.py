@@ -17,12 +17,14 @@ from pd.messages import (
     Admitted,
     Cancel,
     CellStatus,
+    ChangeRole,
     Finished,
     GatewayHello,
     Heartbeat,
     Interrupted,
     Message,
     Rejected,
+    RoleChanged,
     Submit,
     Tokens,
     Welcome,
@@ -61,6 +63,8 @@ class FakeCell:
         self.fail_with: str | None = None  # a node's finish reason for the third token
         self.logprobs: Callable[[int], tuple[float, tuple[tuple[int, float], ...]]] | None = None
         self.works: list[Work] = []
+        self.role_changes: list[ChangeRole] = []
+        self.role_refusal = ""
         self.cancels: list[Cancel] = []
         self.finished: list[Finished] = []
         self.running: set[tuple[str, int, int]] = set()
@@ -97,6 +101,10 @@ class FakeCell:
                 self.say_status()
         elif isinstance(message, Submit):
             self._on_submit(message.work)
+        elif isinstance(message, ChangeRole):
+            self.role_changes.append(message)
+            if not self.silent:
+                self.say(RoleChanged(message.call, self.role_refusal))
         elif isinstance(message, Cancel):
             self.cancels.append(message)
             for index in message.indices:

@@ -160,6 +160,12 @@ class Cell:
     def thaw(self, node_id: str) -> None:
         self.nodes[node_id].frozen = False
 
+    def change_role(self, node_id: str, role: Role, *, migrate: bool = True) -> str:
+        """As an operator asks for it; the node hears of it by a message."""
+        error = self.coordinator.change_role(node_id, role, migrate=migrate, now=self.now)
+        self._flush_coordinator()
+        return error
+
     # ------------------------------------------------------------ clients
     def submit(self, request: Request) -> None:
         self.counts["requests"] += 1

@@ -123,6 +123,8 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
     events = ("submit", "submit", "submit", "cancel", "cancel", "stop")
     if faulty:
         events = (*events, "kill", "freeze", "restart gateway")
+    if rng.random() < 0.4:
+        events = (*events, "role", "role")
     for number in range(num_events):
         event = rng.choice(events)
         running = [key for key, record in cell.gateway.records.items() if not record.finished]
@@ -135,6 +137,8 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
         elif event == "stop":
             request_id = rng.choice(running)
             cell.gateway.stop(request_id, rng.choice(cell.gateway.records[request_id].unfinished))
+        elif event == "role":
+            _change_role(cell, rng)
         elif event == "restart gateway":
             if rng.random() < 0.3:
                 cell.counts["gateways lost"] += 1
@@ -163,6 +167,14 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
     counts["tokens"] = sum(record.num_output for record in cell.gateway.records.values())
     counts["interruptions"] = cell.gateway.interruptions
     return counts
+
+
+def _change_role(cell: Cell, rng: random.Random) -> None:
+    """Ask for another role of some node: done, or refused since the cell could not serve then."""
+    serving = sorted(node_id for node_id, role in cell.roles.items() if role != "pool")
+    role: Role = rng.choice(("prefill", "decode", "mixed"))
+    error = cell.change_role(rng.choice(serving), role, migrate=rng.random() < 0.7)
+    cell.counts["roles refused" if error else "roles changed"] += 1
 
 
 def _disturb(cell: Cell, rng: random.Random, event: str) -> None:
