@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 
 _DOMAIN = b"pd/kv-prefix/2\0"
@@ -42,15 +43,20 @@ class KeySpace:
 
     def root(self, layout: int, tenant: str = "", cache_salt: str = "") -> bytes:
         """The parent of a prompt's first block, 32 bytes; `layout` is `KVLayout.content`."""
-        name = b"" if self.share_between_tenants else b"tenant " + tenant.encode()
-        parts = (layout.to_bytes(8, "little"), name, cache_salt.encode())
-        # With their lengths, so that no two (tenant, salt) pairs read the same.
-        text = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-        return hmac.digest(self.secret, _DOMAIN + text, "sha256")
+        return _root(self.secret, self.share_between_tenants, layout, tenant, cache_salt)
 
     def block_keys(self, tokens: Sequence[int], block_size: int, root: bytes) -> list[bytes]:
         """`block_hashes`; a simulator's key space knows the keys of prompts without tokens."""
         return block_hashes(tokens, block_size, root)
+
+
+@lru_cache(maxsize=4096)  # hardly more pairs of tenant and salt are in use at a time
+def _root(secret: bytes, shared: bool, layout: int, tenant: str, cache_salt: str) -> bytes:
+    name = b"" if shared else b"tenant " + tenant.encode()
+    parts = (layout.to_bytes(8, "little"), name, cache_salt.encode())
+    # With their lengths, so that no two (tenant, salt) pairs read the same.
+    text = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return hmac.digest(secret, _DOMAIN + text, "sha256")
 
 
 def chain(parent: bytes, tokens: Sequence[int]) -> bytes:

@@ -29,6 +29,11 @@ class Reporter:
         """Something happened that the next snapshot may show."""
         self._changed = True
 
+    @property
+    def has_news(self) -> bool:
+        """Something happened that no snapshot has shown yet."""
+        return self._changed
+
     def due(self, now: float) -> bool:
         return now >= self.next
 

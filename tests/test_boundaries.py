@@ -49,6 +49,7 @@ PURE = (
     "pd/promises.py",
     "pd/reporter.py",
     "pd/router.py",
+    "pd/sim/*.py",
     "pd/node/core.py",
     "pd/gateway/record.py",
     "pd/gateway/stopping.py",

@@ -144,6 +144,12 @@ class PoolCore:
         """When `tick` has something to do at the latest."""
         return self._reporter.next
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is under way and nothing is left to report."""
+        busy = self.receiving or self.serving or not self.tiers.idle
+        return not (busy or self._reporter.has_news)
+
     def drain(self) -> list[PoolEffect]:
         disk, self.tiers.effects = self.tiers.effects, []
         return [*disk, *self.outbox.drain()]
