@@ -1,0 +1,309 @@
+"""A whole cell on a virtual clock: the live coordinator and cores, joined by messages and links.
+
+Everything that is decided here is decided by the objects of the live system. This file carries
+messages, lets time pass, and makes nodes fail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from random import Random
+from typing import Any
+
+from kvstore.blocklog import BlockLog
+from kvstore.blocks import BlockPool
+from kvstore.pool.core import PoolCore, PoolLimits
+from kvstore.transfer import Push
+from pd.coordinator import Coordinator, CoordinatorLimits
+from pd.messages import COORDINATOR, GatewayHello, Message, NodeHello, Peers, Welcome
+from pd.node.core import NodeCore, NodeLimits
+from pd.outbox import Kill, Send
+from pd.policies.order import OrderPolicy
+from pd.router import RouterOptions
+from pd.sim.events import EventQueue
+from pd.sim.gateway import GATEWAY, SimGateway
+from pd.sim.links import Links
+from pd.sim.member import SimMember
+from pd.sim.node import SimNode
+from pd.sim.outbox import RunOutbox, Runs
+from pd.sim.pool import SimDisk, SimPool
+from pd.sim.prompts import PrefixKeys
+from pd.sim.spec import CellSpec, Failure, NodeGroup
+from pd.workload.outcome import Outcome
+
+LAYOUT = 1  # one model, one KV layout
+TICK_S = 0.1  # of the coordinator, as live
+NEVER_S = 1e12  # a timeout where nothing can fall silent
+_JOINING = 10  # latencies: a hello, its answer, and who the others are
+_KEYS = PrefixKeys()
+
+Note = Callable[[float, str, str, Mapping[str, Any]], None]
+
+
+class SimCell:
+    """One cell from its start. `id_tokens` are what each prefix id of an arrival names;
+    `on_end` hears of every request that has ended, `on_note` of what happens on the way."""
+
+    def __init__(
+        self,
+        spec: CellSpec,
+        *,
+        id_tokens: int = 512,
+        seed: int = 0,
+        on_end: Callable[[Outcome], None] = lambda outcome: None,
+        on_note: Note | None = None,
+    ) -> None:
+        self.spec = spec
+        self.seed = seed
+        self.queue = EventQueue(-_JOINING * spec.latency_s)  # at 0 everybody has joined
+        self.links = Links(spec.links)
+        self.members: dict[str, SimMember] = {}
+        self.lost: list[SimMember] = []  # killed ones, for what they did while they lived
+        self.found: Counter[str] = Counter()  # where prompts' KV was, on nodes that are gone
+        self._on_note = on_note
+        self._disks: dict[str, SimDisk] = {}
+        self._groups = self._name_groups()
+        self._num_incarnations = 0
+        self._incarnations: dict[int, SimMember | SimGateway] = {}
+        self._withdrawn: set[int] = set()  # pushes that were cancelled before they began
+        self._known_peers: tuple[Peers | None, dict[str, int]] = (None, {})
+        config = spec.config
+        cluster = config.cluster
+        limits = CoordinatorLimits(
+            max_waiting_requests=cluster.max_waiting_requests,
+            node_timeout_s=cluster.node_timeout_s if spec.can_hang else NEVER_S,
+            recovery_timeout_s=cluster.recovery_timeout_s,
+            status_s=NEVER_S,
+            router=RouterOptions(cluster.routing, config.cache.prefix_cache, _KEYS),
+        )
+        self.coordinator = Coordinator(limits)
+        self.gateway = SimGateway(self, id_tokens, on_end)
+        self._num_incarnations += 1
+        self._incarnations[self._num_incarnations] = self.gateway
+        self.to_coordinator(self.gateway, GatewayHello(GATEWAY, self._num_incarnations, {}))
+        for node_id in spec.node_ids():
+            self._start(node_id)
+        self.queue.run_until(0.0)
+        self.queue.at(TICK_S, self._tick)
+        for failure in spec.failures:
+            self.queue.at(failure.at_s, self._fail, failure)
+
+    @property
+    def now(self) -> float:
+        return self.queue.now
+
+    def note(self, kind: str, about: str, **more: Any) -> None:
+        """Something worth a line in a log of events."""
+        if self._on_note is not None:
+            self._on_note(self.queue.now, kind, about, more)
+
+    # -------------------------------------------------------------- processes
+    def kill(self, node_id: str, *, back_in_s: float | None = None) -> None:
+        """The node's process ends, and its supervisor notices; a new one takes its place."""
+        member = self.members.pop(node_id)
+        member.end()
+        self.lost.append(member)
+        self.links.lost(node_id)
+        self.note("killed", node_id)
+        incarnation = member.hello.incarnation
+        self.queue.at(self.now + self.spec.notice_s, self._noticed, node_id, incarnation)
+        back_in_s = self.spec.restart_s if back_in_s is None else back_in_s
+        self.queue.at(self.now + max(back_in_s, self.spec.notice_s), self._start, node_id)
+
+    def nodes(self) -> list[SimNode]:
+        """Those that compute, in order of their ids' making."""
+        return [member for member in self.members.values() if isinstance(member, SimNode)]
+
+    def _start(self, node_id: str) -> None:
+        self._num_incarnations += 1
+        group, host = self._groups[node_id]
+        if group is None:
+            member: SimMember = self._make_pool(node_id, host)
+        else:
+            member = self._make_node(node_id, group, host)
+        self.members[node_id] = member
+        self._incarnations[self._num_incarnations] = member
+        self.note("started", node_id)
+        self.to_coordinator(member, member.hello)
+
+    def _make_node(self, node_id: str, group: NodeGroup, host: str) -> SimNode:
+        config = self.spec.config
+        scheduler, cluster, cache = config.scheduler, config.cluster, config.cache
+        max_num_seqs = group.max_num_seqs or scheduler.max_num_seqs
+        limits = NodeLimits(
+            max_num_batched_tokens=group.max_num_batched_tokens or scheduler.token_budget("cuda"),
+            max_num_seqs=max_num_seqs,
+            order=OrderPolicy(scheduler.prefill_order, scheduler.aging_s),
+            watermark=scheduler.watermark,
+            lease_s=cluster.lease_s,
+            heartbeat_s=cluster.heartbeat_s,
+            fetch=config.pool.fetch,
+        )
+        pool = BlockPool(
+            group.num_blocks, cache.block_size, prefix_cache=cache.prefix_cache, log=BlockLog()
+        )
+        outbox = RunOutbox(node_id)
+        core = NodeCore(node_id, group.role, pool, limits, LAYOUT, group.block_bytes, _KEYS, outbox)
+        hello = NodeHello(
+            node_id, group.role, self._num_incarnations, {}, LAYOUT, group.num_blocks,
+            cache.block_size, config.model.max_model_len or group.num_blocks * cache.block_size,
+            max_num_seqs, 0, host, "cuda",
+        )  # fmt: skip
+        rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
+        return SimNode(self, core, outbox, hello, group.cost, group.block_bytes, rng)
+
+    def _make_pool(self, pool_id: str, host: str) -> SimPool:
+        spec, pools = self.spec, self.spec.pools
+        assert pools is not None
+        cluster, group = spec.config.cluster, spec.groups[0]
+        limits = PoolLimits(
+            pools.num_pages, pools.num_slots, lease_s=cluster.lease_s,
+            heartbeat_s=cluster.heartbeat_s,
+        )  # fmt: skip
+        disk = self._disks.setdefault(pool_id, SimDisk(pools.disk))
+        core = PoolCore(pool_id, limits)
+        core.recovered(disk.recover())
+        hello = NodeHello(
+            pool_id, "pool", self._num_incarnations, {}, LAYOUT, pools.num_pages,
+            spec.config.cache.block_size, 0, 0, 0, host,
+        )  # fmt: skip
+        return SimPool(self, core, disk, hello, group.cost, group.block_bytes)
+
+    def _name_groups(self) -> dict[str, tuple[NodeGroup | None, str]]:
+        """Every node's group (a pool has none) and host."""
+        spec = self.spec
+        groups = [group for group in spec.groups for _ in range(group.count)]
+        places: dict[str, tuple[NodeGroup | None, str]] = {}
+        host, room = -1, 0
+        for node_id, group in zip(spec.node_ids(), groups):
+            if not room:
+                host, room = host + 1, group.per_host
+            room -= 1
+            places[node_id] = group, f"host-{host}"
+        for number, pool_id in enumerate(spec.node_ids()[len(groups) :]):
+            places[pool_id] = None, f"host-{number}"
+        return places
+
+    def _fail(self, failure: Failure) -> None:
+        member = self.members.get(failure.node)
+        if member is None:
+            return  # it is down already
+        if failure.kind == "kill":
+            self.kill(failure.node, back_in_s=failure.for_s)
+            return
+        self.note(failure.kind, failure.node, for_s=failure.for_s, factor=failure.factor)
+        ends = self.now + failure.for_s
+        if failure.kind == "freeze":
+            member.freeze()
+            self.queue.at(ends, member.thaw)
+        elif isinstance(member, SimNode):
+            member.set_slowness(failure.factor)
+            self.queue.at(ends, member.set_slowness, 1.0)
+
+    def _noticed(self, node_id: str, incarnation: int) -> None:
+        known = self.coordinator.members.nodes.get(node_id)
+        if known is not None and known.hello.incarnation == incarnation:
+            self.found.update(asdict(known.found))
+        self.coordinator.on_process_lost(node_id, incarnation, self.now, "was killed")
+        self._act()
+
+    # -------------------------------------------------------------- messages
+    def to_coordinator(self, sender: SimMember | SimGateway, message: Message) -> None:
+        self.queue.at(self.now + self.spec.latency_s, self._coordinate, sender, message)
+
+    def post(self, sender: SimMember, to: str, message: Message) -> None:
+        """A message of a node, to the process that it believes is behind this id."""
+        if to == COORDINATOR:
+            self.to_coordinator(sender, message)
+            return
+        receiver = self.gateway if to == GATEWAY else self.members.get(to)
+        if receiver is not None and receiver.epoch == sender.peers.get(to):
+            self._deliver(receiver, sender.id, sender.epoch, message)
+
+    def tokens(self, sender: SimMember, runs: Runs, time_s: float) -> None:
+        """Tokens that left a node then. The gateway only keeps the record, so that it may have
+        them at once."""
+        self.gateway.take(runs, time_s + self.spec.latency_s)
+
+    def epochs_of(self, peers: Peers) -> dict[str, int]:
+        """By id; made once for all who are told."""
+        if self._known_peers[0] is not peers:
+            self._known_peers = peers, {peer.id: peer.epoch for peer in peers.peers}
+        return self._known_peers[1]
+
+    def _deliver(
+        self, receiver: SimMember | SimGateway, sender: str, epoch: int, message: Message
+    ) -> None:
+        self.queue.at(self.now + self.spec.latency_s, receiver.hear, sender, epoch, message)
+
+    def _coordinate(self, sender: SimMember | SimGateway, message: Message) -> None:
+        # A process that was replaced may still have had something on the way.
+        if sender.alive or self.members.get(sender.id) is None:
+            self.coordinator.on_message(sender.id, message, self.now)
+            self._act()
+
+    def _act(self) -> None:
+        members = self.coordinator.members
+        for effect in self.coordinator.drain():
+            if isinstance(effect, Send):
+                message = effect.message
+                if isinstance(message, Welcome):
+                    incarnation = message.incarnation
+                else:
+                    known = members.nodes.get(effect.to) or members.gateways.get(effect.to)
+                    if known is None:
+                        continue
+                    incarnation = known.hello.incarnation
+                self._deliver(self._incarnations[incarnation], COORDINATOR, 0, message)
+            elif isinstance(effect, Kill):
+                self._end(effect)
+
+    def _end(self, kill: Kill) -> None:
+        """The coordinator wants a process that hangs to be ended; it is started anew."""
+        member = self.members.get(kill.id)
+        if member is not None and member.hello.incarnation == kill.incarnation:
+            self.kill(kill.id)
+
+    def _tick(self) -> None:
+        if self.spec.can_hang:
+            self.coordinator.members.heard_of(GATEWAY, self.now)
+        self.coordinator.tick(self.now)
+        self._act()
+        self.queue.at(self.now + TICK_S, self._tick)
+
+    # -------------------------------------------------------------- blocks
+    def push(self, sender: SimMember, push: Push) -> float:
+        """Send blocks; returns when that begins."""
+        receiver = self.members.get(push.receiver)
+        if receiver is None or receiver.epoch != push.receiver_epoch:
+            self.queue.at(self.now + self.spec.latency_s, self._failed, sender, push)
+            return self.now
+        near = sender.hello.host == receiver.hello.host
+        path = self.spec.near if near else self.spec.far
+        num_bytes = len(push.src) * sender.block_bytes
+        begins, ends = self.links.push(
+            sender.id, receiver.id, num_bytes, path, sender.cost, self.now
+        )
+        self.queue.at(ends, self._landed, sender, receiver, push, self.now)
+        return begins
+
+    def withdraw(self, push: Push) -> bool:
+        """A push that has not begun is not to take place; False if that was said before."""
+        new = id(push) not in self._withdrawn
+        self._withdrawn.add(id(push))
+        return new
+
+    def _landed(self, sender: SimMember, receiver: SimMember, push: Push, began: float) -> None:
+        if id(push) in self._withdrawn:
+            self._withdrawn.discard(id(push))
+            return
+        if not sender.alive:
+            return
+        if receiver.alive:
+            receiver.landed(push, sender.id)
+        sender.pushed(push, began, receiver.alive)
+
+    def _failed(self, sender: SimMember, push: Push) -> None:
+        sender.pushed(push, self.now, False)
