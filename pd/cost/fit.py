@@ -106,7 +106,11 @@ def knots(values: Iterable[float], most: int) -> list[float]:
         return distinct
     low, ratio = distinct[0], distinct[-1] / distinct[0]
     wanted = [low * ratio ** (i / (most - 1)) for i in range(most)]
-    return sorted({min(distinct, key=lambda value, w=w: abs(value / w - 1)) for w in wanted})
+    return sorted({_nearest(distinct, w) for w in wanted})
+
+
+def _nearest(values: Sequence[float], wanted: float) -> float:
+    return min(values, key=lambda value: abs(value / wanted - 1))
 
 
 class _Ramps:
