@@ -89,13 +89,12 @@ class DecodeScheduler:
         self._in_flight = frozenset(self.running)
         return tuple(self.running.values()), tuple(copies.values()), preempted
 
-    def steps_ahead(self) -> int:
-        """How often the step in flight can run in a row, if nothing else happens: until one of
-        its sequences may end, or no block is free for one to grow into. 1 at least."""
-        running = self.running.values()
-        steps = min((seq.params.max_tokens - seq.num_output for seq in running), default=1)
-        if any(seq.stop_ids for seq in running):
+    def steps_ahead(self, decodes: tuple[Sequence, ...]) -> int:
+        """How often the step in flight, of these sequences, can run in a row if nothing else
+        happens: until one may end, or no block is free for one to grow into. 1 at least."""
+        if decodes != tuple(self.running.values()) or any(seq.stop_ids for seq in decodes):
             return 1
+        steps = min((seq.params.max_tokens - seq.num_output for seq in decodes), default=1)
         while steps > 1 and self._growth(steps) > self.pool.num_free:
             steps //= 2
         return max(1, steps)

@@ -225,9 +225,9 @@ class NodeCore:
         """How often the step in flight would be planned again just as it is, if this node heard
         of nothing meanwhile: 1 unless it only decodes. For who can foretell steps."""
         plan = self._plan
-        if plan is None or plan.chunks or len(self.prefill.scheduler):
+        if plan is None or plan.chunks or self.decode.leaving or len(self.prefill.scheduler):
             return 1
-        return self.decode.scheduler.steps_ahead()
+        return self.decode.scheduler.steps_ahead(plan.decodes)
 
     def commit(self, samples: Seq[Sampled], now: float, times: int = 1) -> None:
         """The step in flight is over and drew `samples` (chunks' first, then decodes'). It may
