@@ -61,9 +61,7 @@ class SimNode(SimMember):
         self._before(self.cell.now)
         self.slowness = factor
         if self._steps > 1:  # a run ends with the step that began at the old pace
-            self._steps = 1
-            self._ends = self._first_ends
-            self._call_at_end()
+            self._shorten(1)
 
     # -------------------------------------------------------------- the loop
     def _after(self, now: float) -> None:
@@ -72,6 +70,8 @@ class SimNode(SimMember):
             core.tick(now)
         if not self._steps:
             self._want_turn(now)
+        elif self._steps > 1 and (ahead := core.steps_ahead()) < self._steps:
+            self._shorten(ahead)
         self._flush(now)
         self._set_alarm(now)
 
@@ -123,6 +123,13 @@ class SimNode(SimMember):
             first_s = self._first_s = self._takes_s(1)
             takes_s = self._takes_s(self._steps) if self._steps > 1 else first_s
         self._first_ends, self._ends = now + pace * first_s, now + pace * takes_s
+        self._call_at_end()
+
+    def _shorten(self, steps: int) -> None:
+        """End the run sooner: the step after that will be another."""
+        self._steps = steps
+        takes_s = self._first_s if steps == 1 else self._takes_s(steps)
+        self._ends = self._began + self._pace * takes_s
         self._call_at_end()
 
     def _call_at_end(self) -> None:
