@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pd.cost.curve import Curve
-from pd.cost.load import StepLoad
+from pd.cost.load import PHASES, StepLoad
 from pd.cost.model import Attention, CostModel
 from pd.cost.nnls import robust_nnls
 from pd.errors import ConfigError
 
-Phase = Literal["prefill", "decode", "mixed"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 MIN_SAMPLES = 8  # of prefill and of decode steps each
 MIN_SIZES = 3  # different chunk sizes and batch sizes among them
 _MAX_KNOTS = {"linear": 32, "output": 4, "decode": 16, "mixed": 10}
@@ -30,12 +28,6 @@ class Sample:
 
     load: StepLoad
     seconds: float
-
-    @property
-    def phase(self) -> Phase:
-        if not self.load.num_chunks:
-            return "decode"
-        return "mixed" if self.load.decode_seqs else "prefill"
 
 
 def fit(
@@ -56,8 +48,8 @@ def fit(
     terms = _Terms(samples, {**_MAX_KNOTS, **(max_knots or {})})
     matrix = np.array([terms.row(sample.load) for sample in samples])
     seconds = np.array([sample.seconds for sample in samples])
-    counts = {phase: sum(sample.phase == phase for sample in samples) for phase in PHASES}
-    weights = np.array([counts[sample.phase] ** -0.5 for sample in samples])
+    counts = {phase: sum(sample.load.phase == phase for sample in samples) for phase in PHASES}
+    weights = np.array([counts[sample.load.phase] ** -0.5 for sample in samples])
     model = terms.model(robust_nnls(matrix, seconds, weights).tolist())
     return replace(model, about=dict(about or {}), fit=errors(model, samples))
 
@@ -68,7 +60,7 @@ def errors(model: CostModel, samples: Iterable[Sample]) -> dict[str, Any]:
     by_phase: dict[str, list[float]] = {}
     for sample in samples:
         error = model.step_s(sample.load) / sample.seconds - 1.0
-        by_phase.setdefault(sample.phase, []).append(error)
+        by_phase.setdefault(sample.load.phase, []).append(error)
     found: dict[str, list[float]] = {p: by_phase[p] for p in PHASES if p in by_phase}
     found["all"] = [error for each in by_phase.values() for error in each]
     return {phase: _summary(each) for phase, each in found.items() if each}
@@ -88,8 +80,8 @@ def _check(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if not 0.0 < sample.seconds < float("inf") or not sample.load.tokens:
             raise ConfigError(f"a step must have work and take time: {sample}")
-    prefills = [s.load.prefill_tokens for s in samples if s.phase == "prefill"]
-    decodes = [s.load.decode_seqs for s in samples if s.phase == "decode"]
+    prefills = [s.load.prefill_tokens for s in samples if s.load.phase == "prefill"]
+    decodes = [s.load.decode_seqs for s in samples if s.load.phase == "decode"]
     for name, of, sizes in (("prefill", "chunk", prefills), ("decode", "batch", decodes)):
         if len(sizes) < MIN_SAMPLES or len(set(sizes)) < MIN_SIZES:
             raise ConfigError(
@@ -208,7 +200,7 @@ def split(samples: Sequence[Sample], every: int = 5) -> tuple[list[Sample], list
         return sample.load.tokens, sample.load.decode_context
 
     for phase in PHASES:
-        members = sorted((s for s in samples if s.phase == phase), key=order)
+        members = sorted((s for s in samples if s.load.phase == phase), key=order)
         for place, sample in enumerate(members):
             inner = 0 < place < len(members) - 1
             (held if inner and place % every == every // 2 else fitted).append(sample)

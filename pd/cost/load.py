@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pd.types import BatchPlan
+
+Phase = Literal["prefill", "decode", "mixed"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,12 @@ class StepLoad:
     def tokens(self) -> int:
         """Rows of the flat batch: what every linear layer multiplies."""
         return self.prefill_tokens + self.decode_seqs
+
+    @property
+    def phase(self) -> Phase:
+        if not self.num_chunks:
+            return "decode"
+        return "mixed" if self.decode_seqs else "prefill"
 
     @property
     def rows(self) -> int:

@@ -19,7 +19,8 @@ class ModelShape:
     With experts, `intermediate` is that of the leading `dense_layers`, and every other layer has
     `experts` of `expert_intermediate`, `experts_per_token` of which run for a token, beside
     `shared_experts` that always do. With latent attention (`latent`: values that a token keeps
-    in a layer instead of keys and values) `attention_params` says what its projections hold.
+    in a layer instead of keys and values) `attention_params` says what its projections hold, and
+    `head_dim` is the mean of a key's and a value's size.
     """
 
     layers: int
@@ -92,10 +93,19 @@ class ModelShape:
         return self.params_read(1e12) + 2 * self.vocab * self.hidden
 
     @property
-    def pair_flops(self) -> float:
-        """Operations for a query-key pair, over all layers."""
-        width = 2 * self.latent if self.latent else 2 * self.head_dim
-        return 2.0 * self.layers * self.heads * width
+    def full_share(self) -> float:
+        """Of the layers, those whose attention sees everything."""
+        return 0.5 if self.window else 1.0
+
+    @property
+    def prefill_pair_flops(self) -> float:
+        """Operations for a query-key pair of a prompt, over all layers that see it."""
+        return 4.0 * self.layers * self.full_share * self.heads * self.head_dim
+
+    @property
+    def decode_pair_flops(self) -> float:
+        """The same while decoding, where latent attention multiplies with what it keeps."""
+        return 4.0 * self.layers * self.full_share * self.heads * (self.latent or self.head_dim)
 
     @property
     def kv_values(self) -> int:
@@ -108,11 +118,17 @@ SHAPES = {
     "llama-3.1-70b": ModelShape(80, 8192, 64, 8, 128, 28672, 128256),
     "qwen3-32b": ModelShape(64, 5120, 64, 8, 128, 25600, 151936),
     "deepseek-r1": ModelShape(
-        61, 7168, 128, 1, 128, 18432, 129280, experts=256, experts_per_token=8,
+        61, 7168, 128, 1, 160, 18432, 129280, experts=256, experts_per_token=8,
         expert_intermediate=2048, shared_experts=1, dense_layers=3, latent=576,
         # q_a, q_b, kv_a, kv_b and o of one layer
         attention_params=7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256
         + 128 * 128 * 7168,
+    ),
+    "kimi-k2.5": ModelShape(
+        61, 7168, 64, 1, 160, 18432, 163840, experts=384, experts_per_token=8,
+        expert_intermediate=2048, shared_experts=1, dense_layers=1, latent=576,
+        attention_params=7168 * 1536 + 1536 * 64 * 192 + 7168 * 576 + 512 * 64 * 256
+        + 64 * 128 * 7168,
     ),
     "gpt-oss-120b": ModelShape(
         36, 2880, 64, 8, 64, 2880, 201088, experts=128, experts_per_token=4,

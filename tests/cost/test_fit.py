@@ -66,20 +66,20 @@ def test_outliers_move_the_fit_little() -> None:
 def test_held_out_steps_are_predicted() -> None:
     fitted, held = split(samples(0.02))
     assert len(held) > 20 and not set(held) & set(fitted)
-    assert {s.phase for s in held} == {"prefill", "decode", "mixed"}
+    assert {s.load.phase for s in held} == {"prefill", "decode", "mixed"}
     assert errors(fit(fitted), held)["all"]["mean"] < 0.06
 
 
 def test_without_mixed_steps_the_halves_are_added() -> None:
-    found = fit([s for s in samples() if s.phase != "mixed"])
+    found = fit([s for s in samples() if s.load.phase != "mixed"])
     assert found.attention.mixed == Curve() and found.attention.pad_s == 0.0
     assert "mixed" not in found.fit
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_too_few_steps_are_refused(phase: str) -> None:
-    rest = [s for s in samples() if s.phase != phase]
-    few = [s for s in samples() if s.phase == phase][:7]
+    rest = [s for s in samples() if s.load.phase != phase]
+    few = [s for s in samples() if s.load.phase == phase][:7]
     with pytest.raises(ConfigError, match=rf"at least 8 {phase} steps .* there are 7"):
         fit([*rest, *few])
     with pytest.raises(ConfigError, match=r"there are 20 of 1: measure more"):
@@ -186,6 +186,7 @@ def test_operator_tables_are_summed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "billions"),
     [("llama-3.1-8b", 8.0), ("llama-3.1-70b", 70.6), ("qwen3-32b", 32.8), ("deepseek-r1", 671),
+     ("kimi-k2.5", 1026),
      ("gpt-oss-120b", 117)],
 )  # fmt: skip
 def test_known_shapes_have_their_models_size(name: str, billions: float) -> None:
