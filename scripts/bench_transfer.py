@@ -73,8 +73,8 @@ def keys() -> CurveKeys:
 
 def receive(transport: str, verify: bool, num_blocks: int, rounds: int, secret: bool) -> None:
     """The other process: takes every transfer it is sent until its input ends."""
-    if transport == "raw":
-        receive_raw(secret)
+    if transport in ("raw", "raw, stored"):
+        receive_raw(secret, num_blocks if transport != "raw" else 0)
         return
     end = End("receiver", 2, num_blocks, transport, verify, secret)
     for transfer_id in range(2 * rounds):
@@ -89,8 +89,11 @@ def receive(transport: str, verify: bool, num_blocks: int, rounds: int, secret: 
     end.close()
 
 
-def receive_raw(secret: bool) -> None:
-    """Plain ZeroMQ: take messages, answer the one that is marked as last."""
+def receive_raw(secret: bool, num_pages: int) -> None:
+    """Plain ZeroMQ: take messages, answer the one that is marked as last. With pages, what comes
+    is copied into them, which ZeroMQ cannot do by itself: it receives into memory of its own."""
+    pages = np.ones((num_pages, SMOLLM2.block_bytes), np.uint8).reshape(-1)
+    at = 0
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     data, answers = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     data.rcvhwm = 2
@@ -100,7 +103,12 @@ def receive_raw(secret: bool) -> None:
     ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (data, answers)]
     print(json.dumps(ports), flush=True)
     while True:
-        mark, *_ = data.recv_multipart(copy=False)
+        mark, *parts = data.recv_multipart(copy=False)
+        if num_pages:
+            for part in parts:
+                pages[at : at + len(part)] = np.frombuffer(part, np.uint8)
+                at += len(part)
+            at = 0 if mark.bytes == b"last" else at
         if mark.bytes == b"last":
             answers.send(b"")
         elif mark.bytes == b"end":
@@ -174,9 +182,10 @@ def transport(
     return Candidate(label, run, close, pids)
 
 
-def raw_zmq(num_blocks: int, rounds: int, secret: bool = False) -> Candidate:
-    """The same bytes in messages as the zmq transport's, zero-copy, with nothing of ours."""
-    child = Child("raw", True, num_blocks, rounds, secret)
+def raw_zmq(num_blocks: int, rounds: int, secret: bool = False, stored: bool = False) -> Candidate:
+    """The same bytes in messages as the zmq transport's, zero-copy, with nothing of ours. `stored`
+    says whether the receiver copies them to where they are wanted."""
+    child = Child("raw, stored" if stored else "raw", True, num_blocks, rounds, secret)
     blocks = np.ones((num_blocks, SMOLLM2.block_bytes), np.uint8)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     data, answers = context.socket(zmq.PUSH), context.socket(zmq.PULL)
@@ -203,7 +212,7 @@ def raw_zmq(num_blocks: int, rounds: int, secret: bool = False) -> Candidate:
         context.term()
         child.close()
 
-    name = RAW + (", encrypted" if secret else "")
+    name = RAW + (", encrypted" if secret else "") + (", stored" if stored else "")
     return Candidate(name, run, close, (os.getpid(), child.process.pid))
 
 
@@ -234,6 +243,7 @@ def measure(num_blocks: int, rounds: int) -> list[dict[str, object]]:
         memory_copy(num_blocks, shared=True),
         memory_copy(num_blocks, shared=False),
         raw_zmq(num_blocks, rounds),
+        raw_zmq(num_blocks, rounds, stored=True),
         raw_zmq(num_blocks, rounds, secret=True),
         *(
             transport(name, verify, num_blocks, rounds)

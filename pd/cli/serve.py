@@ -28,6 +28,8 @@ Start prefill and decode nodes, or nodes that do both, with an OpenAI-compatible
   pd serve --config serve.yaml --port 9000   a file, and flags that win over it
 """
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -59,13 +61,13 @@ def serve(config: Config) -> int:
     from pd.cli.progress import Progress
 
     check_port(config)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _take_signals()
     with Progress() as progress:
         config = resolve_model(config, progress.step)
         from pd.cluster import Cluster
 
         cluster = Cluster.start(config, progress=progress.step)
-    signal.signal(signal.SIGTERM, _interrupt)  # once more: Ray has put its own handler there
+    _take_signals()  # once more: Ray has put its own handler there
     try:
         _greet(cluster.url, config)
         cluster.wait()
@@ -73,7 +75,7 @@ def serve(config: Config) -> int:
         print("\n==> stopping (once more to kill)", file=sys.stderr, flush=True)
     finally:
         # From here on a second signal ends the process where it stands.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         cluster.stop()
     print("==> stopped", file=sys.stderr, flush=True)
@@ -98,6 +100,12 @@ def check_port(config: Config) -> None:
             f"cannot serve HTTP on {host} port {port}: {error.strerror}; "
             "choose another --port (0 takes a free one) or --host"
         ) from None
+
+
+def _take_signals() -> None:
+    """Also SIGINT: a shell starts what it puts in the background with that one ignored."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -1,0 +1,38 @@
+"""Roles change while streams run: nobody notices but the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from live_cell import LiveCell
+from role_soak import RoleSoak
+
+from pd.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def cell(start_cell: Callable[..., Any]) -> Iterator[LiveCell]:
+    with start_cell(prefill=1, decode=2, pool_dram_gib=0.02) as cell:
+        yield cell
+
+
+def test_roles_change_under_load(cell: LiveCell) -> None:
+    soak = RoleSoak(cell.url, clients=6, seed=1)
+    try:
+        soak.run(changes=12)
+    finally:
+        soak.close()
+    assert soak.wrong == [] and soak.answers >= 6
+    cell.wait_idle()
+
+
+def test_the_command(cell: LiveCell, capsys: pytest.CaptureFixture[str]) -> None:
+    for role in ("decode", "mixed"):
+        assert main(["role", "decode-0", role, "--url", cell.url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "decode-0 is a mixed node"
+    for node in ("decode-1", "prefill-0"):
+        main(["role", node, "prefill", "--url", cell.url])
+    assert main(["role", "decode-0", "prefill", "--url", cell.url]) == 1
+    assert "decode-0 has to stay a mixed node: then no decode node is up" in capsys.readouterr().err
