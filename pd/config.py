@@ -9,14 +9,13 @@ Standard library only; files are read by `pd.cli.load`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from kvstore.prefix import KeySpace
+from pd.config_front import GatewayConfig, SLOConfig
 from pd.errors import ConfigError
-from pd.policies.tenant_class import TenantClasses
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
 
 Device = Literal["cpu", "cuda"]
@@ -24,10 +23,10 @@ TransportName = Literal["shm", "zmq", "torch", "nixl"]
 PrefillOrder = Literal["fcfs", "sjf", "edf", "priority"]
 Fairness = Literal["none", "vtc"]
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
+Admission = Literal["none", "queue", "predicted"]
+Disaggregate = Literal["auto", "always", "never"]
 
 GIB = 1 << 30
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = re.compile(r"[!-+\--~]+")
 DEFAULT_KV_BYTES_CPU = GIB
 DEFAULT_TOKEN_BUDGET: Mapping[str, int] = {"cpu": 512, "cuda": 8192}
 
@@ -191,6 +190,19 @@ class ClusterConfig(Section):
         "cache_aware: where the first token is predicted soonest; least_loaded: by queues alone; "
         "round_robin: in turn; affinity: a session, or what begins alike, to one node",
     )
+    disaggregate: Disaggregate = option(
+        "auto",
+        "whether a prompt is computed on another node than it decodes on: always, never, or auto, "
+        "as is predicted to meet its targets best",
+    )
+    admission: Admission = option(
+        "queue",
+        "queue: reject with 429 what is over max_waiting_requests; predicted: also what is "
+        "predicted to miss its targets; none: reject nothing",
+    )
+    admission_margin: float = option(
+        1.0, "with predicted, how many times a target the prediction may be", minimum=0.1
+    )
     max_waiting_requests: int = option(
         512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
     )
@@ -279,97 +291,6 @@ class TransferConfig(Section):
         64 << 20, "largest message between two processes, in bytes",
         minimum=64 << 10, maximum=1 << 31,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class GatewayConfig(Section):
-    """The HTTP front, and the hard limits of one request."""
-
-    name: ClassVar[str] = "gateway"
-
-    host: str = option("127.0.0.1", "IP address that HTTP is served on")
-    port: int = option(8000, "TCP port of HTTP; 0 takes a free one", minimum=0, maximum=65535)
-    api_key: str | None = option(
-        None, "clients must send it as a bearer token; not set, any client is served"
-    )
-    api_keys: tuple[str, ...] = option(
-        (), "keys of tenants, as NAME=KEY; what one tenant asks is not cached for another"
-    )
-    served_model_name: str | None = option(
-        None, "the model's name in the API; not set, the last part of its directory"
-    )
-    max_body_bytes: int = option(4 << 20, "largest request body in bytes", minimum=1024)
-    max_n: int = option(16, "most outputs of one request", minimum=1, maximum=1024)
-    max_prompts: int = option(64, "most prompts of one completions request", minimum=1)
-    max_sequences: int = option(256, "most outputs of one request, prompts times n", minimum=1)
-    max_output_tokens: int | None = option(
-        None, "most tokens an output may ask for; auto is what the model's length allows", minimum=1
-    )
-    max_stops: int = option(16, "most stop strings or stop token ids of a request", minimum=0)
-    max_logprobs: int = option(20, "most alternatives a token in logprobs", minimum=0, maximum=100)
-    max_streams: int = option(4096, "most requests in flight at once", minimum=1)
-    drain_s: float = option(
-        10.0, "seconds that running requests may still take when the server stops", minimum=0.0
-    )
-
-    def check(self) -> None:
-        self.tenants()
-
-    def tenants(self) -> dict[str, str]:
-        """The tenant behind every API key; empty where none is asked for."""
-        tenants = {} if self.api_key is None else {self.api_key: ""}
-        for number, word in enumerate(self.api_keys, 1):
-            name, _, key = word.partition("=")
-            if not (_TENANT.fullmatch(name) and _KEY.fullmatch(key)):
-                raise ConfigError(
-                    f"gateway.api_keys, entry {number}: write NAME=KEY, a name of letters, digits, "
-                    "'.', '_' and '-' and a key of printable ASCII without spaces or commas"
-                )
-            if key in tenants or name in tenants.values():
-                raise ConfigError(
-                    f"gateway.api_keys, entry {number}: tenant '{name}' has a name or a key "
-                    "that was given before; each needs its own"
-                )
-            tenants[key] = name
-        return tenants
-
-
-@dataclass(frozen=True)
-class SLOConfig(Section):
-    """Latency targets, and what tenants are promised and allowed."""
-
-    name: ClassVar[str] = "slo"
-
-    ttft_ms: float | None = option(
-        None,
-        "target for the first token of requests that set none, in milliseconds; auto is no target",
-        minimum=1e-3,
-    )
-    tpot_ms: float | None = option(
-        None,
-        "target for every further token of requests that set none, in milliseconds; auto is no "
-        "target",
-        minimum=1e-3,
-    )
-    tenant_classes: tuple[str, ...] = option(
-        (),
-        "classes of tenants as NAME=KEY:VALUE/KEY:VALUE, or as a mapping in a file, with ttft_ms, "
-        "tpot_ms, priority, min_priority, weight, requests_per_s, tokens_per_min; the class "
-        "'default' is that of tenants which are not listed",
-    )
-    tenants: tuple[str, ...] = option((), "the class of each tenant, as TENANT=CLASS")
-
-    def check(self) -> None:
-        self.classes()
-
-    def classes(self) -> TenantClasses:
-        """The class of every tenant."""
-        try:
-            return TenantClasses.parse(
-                self.ttft_ms, self.tpot_ms, self.tenant_classes, self.tenants
-            )
-        except ConfigError as error:
-            raise ConfigError(f"slo: {error}") from None
 
 
 SECTIONS: tuple[type[Section], ...] = (

@@ -38,12 +38,13 @@ from pd.messages import (
     UsePool,
 )
 from pd.outbox import Effect, Outbox
-from pd.policies.admit import Overload, admit
+from pd.policies.admit import Admission, Overload, admit
 from pd.policies.candidate import Candidate, Placement
+from pd.policies.early_reject import reject_early
 from pd.policies.fit import fits, never_fits
 from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
-from pd.types import Role, Work
+from pd.types import Request, Role, Work
 
 _PREFIXES = 10  # the most popular ones, in the cell's status
 
@@ -53,6 +54,7 @@ class CoordinatorLimits:
     """Bounds on waiting work, times in seconds, and how work is placed.
 
     `recovery_timeout_s` is how long interrupted work waits for a lost node to come back.
+    With predicted `admission` a request has to fit below the bound on the queue, too.
     """
 
     max_waiting_requests: int = 512
@@ -60,6 +62,8 @@ class CoordinatorLimits:
     recovery_timeout_s: float = 120.0
     status_s: float = 0.5
     router: RouterOptions = field(default_factory=RouterOptions)
+    admission: Admission = "queue"
+    admission_margin: float = 1.0
 
 
 @dataclass(slots=True)
@@ -104,7 +108,10 @@ class Coordinator:
         elif isinstance(message, Submit):
             self._submit(message.work, now)
         elif isinstance(message, Finished):
-            self._release(message.request_id, message.indices)
+            for assignment, _ in self._release(message.request_id, message.indices):
+                node = self.members.nodes.get(assignment.placement.decode)
+                if node is not None:
+                    node.pace.ended.count(now)
         elif isinstance(message, Cancel):
             self._cancel(message.request_id, message.indices)
         elif isinstance(message, NodeHello):
@@ -187,7 +194,7 @@ class Coordinator:
             else:
                 self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
             return
-        overload = None if work.attempt else self._overload()
+        overload = None if work.attempt else self._overload(request, route)
         if overload is not None:
             self._reject(work, 429, overload.message, overload.retry_after_s)
         else:
@@ -331,10 +338,16 @@ class Coordinator:
         prompts = sum(node.candidate().num_prompts for node in self.members.serving)
         return prompts + len(self._parked)
 
-    def _overload(self) -> Overload | None:
-        waiting, limit = self._num_waiting(), self.limits.max_waiting_requests
-        if waiting < limit:
+    def _overload(self, request: Request, route: Route) -> Overload | None:
+        """Why this request is turned away, or None."""
+        limits = self.limits
+        if limits.admission == "none":
             return None
+        waiting, limit = self._num_waiting(), limits.max_waiting_requests
+        if waiting < limit:
+            if limits.admission == "queue":
+                return None
+            return reject_early(route.forecast, request.slo, limits.admission_margin)
         waits = (c.wait_s() for c in self._candidates() if c.role != "decode")
         return admit(waiting, limit, min(waits, default=0.0))
 

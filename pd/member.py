@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pd.messages import GatewayHello, NodeHello, UsePool
 from pd.outbox import Kill
 from pd.policies.candidate import Candidate
+from pd.policies.pace import Pace
 from pd.policies.pools import Site
 from pd.types import NodeSnapshot, Peer
 
@@ -16,11 +17,13 @@ NO_POOL = UsePool("", 0)
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Work on its way to a node: prompts, their tokens to compute, sequences to decode."""
+    """Work on its way to a node: prompts, their tokens to compute, sequences to decode and what
+    context these have."""
 
     prompts: int = 0
     tokens: int = 0
     seqs: int = 0
+    context: int = 0
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Node:
     last_decode: int = 0
     found: Found = field(default_factory=Found)
     pool: UsePool | None = NO_POOL
+    pace: Pace = field(default_factory=Pace)
     _candidate: Candidate | None = None
 
     @property
@@ -99,6 +103,7 @@ class Node:
 
     def take_snapshot(self, snapshot: NodeSnapshot) -> None:
         self.snapshot = snapshot
+        self.pace.observe(snapshot)
         for transfer_id in [t for t in self.credit if t <= snapshot.last_transfer_id]:
             del self.credit[transfer_id]
         self._candidate = None
@@ -113,6 +118,8 @@ class Node:
                 credit_seqs=sum(credit.seqs for credit in credits),
                 layout=hello.layout, block_size=hello.block_size,
                 last_prefill=self.last_prefill, last_decode=self.last_decode,
+                credit_context=sum(credit.context for credit in credits),
+                pace=self.pace, ended_per_s=self.pace.ended.per_s(self.last_heard),
             )  # fmt: skip
         return self._candidate
 

@@ -207,10 +207,8 @@ class Abort:
 class Tokens:
     """All tokens of one step for one gateway, as columns (one row a token).
 
-    `finish` and `logprobs` are sparse: row number to value. `prefilled` has an entry for every
-    request whose first tokens are in here: seconds that its prompt's blocks were fetched, and
-    that it was computed.
-    """
+    `finish` and `logprobs` are sparse: row number to value. `prefilled` has, for requests whose
+    first tokens are in here, the seconds of fetching and of computing their prompts."""
 
     request_ids: list[str]
     indices: list[int]
@@ -239,14 +237,9 @@ class Tokens:
 
     def rows(self) -> Iterator[TokenEvent]:
         columns = (self.request_ids, self.indices, self.attempts, self.positions, self.tokens)
-        for row, (request_id, index, attempt, position, token) in enumerate(
-            zip(*columns, strict=True)
-        ):
+        for row, name_and_place in enumerate(zip(*columns, strict=True)):
             logprob, top = self.logprobs.get(row, (None, ()))
-            finish = self.finish.get(row)
-            yield TokenEvent(
-                request_id, index, attempt, position, token, finish, logprob, tuple(top)
-            )
+            yield TokenEvent(*name_and_place, self.finish.get(row), logprob, tuple(top))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from pd.members import Members
 from pd.messages import BlockEvents
 from pd.policies.candidate import Blocks, Candidate, Placement, Prompt
 from pd.policies.costs import Costs
+from pd.policies.disaggregate import Disaggregate
+from pd.policies.forecast import UNKNOWN, Forecast, forecast
 from pd.policies.predict import cached_blocks, predict, usable_blocks
 from pd.policies.route import Routing, route
 from pd.policies.sources import best_sources
@@ -36,6 +38,7 @@ class RouterOptions:
     routing: Routing = "cache_aware"
     prefix_cache: bool = True
     key_space: KeySpace = field(default_factory=KeySpace)
+    disaggregate: Disaggregate = "auto"
 
 
 class Query:
@@ -81,6 +84,7 @@ class Route:
     tokens: int
     num_cached: int
     coverage: Coverage
+    forecast: Forecast
 
 
 class Router:
@@ -106,11 +110,17 @@ class Router:
             if keys:
                 found = coverage[layout] = self._directory.lookup(keys)
                 blocks[layout] = self._blocks(query, keys, found, typical, size)
-        prompt = Prompt(len(query.tokens), query.session, query.affinity, blocks, typical)
-        placement = route(nodes, prompt, self.options.routing)
+        request = query.work.request
+        prompt = Prompt(
+            len(query.tokens), query.session, query.affinity, blocks, typical,
+            measured=any(node.snapshot.prefill_rate > 0.0 for node in nodes),
+            slo=request.slo, num_seqs=len(query.work.indices), max_tokens=request.params.max_tokens,
+        )  # fmt: skip
+        placement = route(nodes, prompt, self.options.routing, self.options.disaggregate)
         if placement is None:
             return None
         start = next(node for node in nodes if node.node_id == placement.prefill)
+        decode = next(node for node in nodes if node.node_id == placement.decode)
         costs = typical.of(start.snapshot)
         found = coverage.get(start.layout, Coverage())
         return Route(
@@ -120,18 +130,19 @@ class Router:
             tokens=max(1, round(predict(start, prompt).work_s * costs.rate)),
             num_cached=cached_blocks(start, prompt),
             coverage=found,
+            forecast=forecast(start, decode, prompt) if prompt.has_targets else UNKNOWN,
         )
 
     def sent(self, route: Route, work: Work, transfer_id: int) -> None:
         """The work is on its way, as this transfer, to where the route says."""
         nodes, placement = self._members.nodes, route.placement
         prefill, decode = nodes[placement.prefill], nodes[placement.decode]
-        num_seqs = len(work.indices)
+        num_seqs, context = len(work.indices), work.num_tokens
         if decode is prefill:
-            prefill.charge(transfer_id, Credit(1, route.tokens, num_seqs))
+            prefill.charge(transfer_id, Credit(1, route.tokens, num_seqs, context))
         else:
             prefill.charge(transfer_id, Credit(1, route.tokens))
-            decode.charge(transfer_id, Credit(seqs=num_seqs))
+            decode.charge(transfer_id, Credit(seqs=num_seqs, context=context))
         self._count(route, prefill)
         if not work.attempt:
             hello = prefill.hello

@@ -57,7 +57,10 @@ class CoordinatorActor:
                 cluster.routing,
                 config.cache.prefix_cache,
                 config.cache.key_space(launch.secret, launch.cluster_id),
+                cluster.disaggregate,
             ),
+            admission=cluster.admission,
+            admission_margin=cluster.admission_margin,
         )
         self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
         self._handles: dict[str, ActorHandle] = {}

@@ -28,6 +28,7 @@ PURE = (
     "pd/types.py",
     "pd/messages.py",
     "pd/config.py",
+    "pd/config_front.py",
     "pd/schema.py",
     "pd/errors.py",
     "pd/timeline.py",

@@ -112,6 +112,8 @@ class NodeCore:
         self._last_transfer_id = 0
         self._steps = 0
         self._step_s = 0.0
+        self._step_load = (0, 0, 0)  # sequences, their context, prompt tokens
+        self._planned_context = 0
         self._prefill_rate = 0.0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -219,6 +221,7 @@ class NodeCore:
             return None
         self._stuck_since = None
         self._plan, self._planned_at = plan, now
+        self._planned_context = self.decode.scheduler.num_tokens
         return plan
 
     def steps_ahead(self) -> int:
@@ -243,11 +246,14 @@ class NodeCore:
         self.prefill.commit(plan.chunks, samples[:num_first], now)
         self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
         num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
+        self._step_load = (len(plan.decodes), self._planned_context, num_prefill)
         if num_prefill and self._step_s > 0:
             self._prefill_tokens += num_prefill
             rate = num_prefill / self._step_s
             old = self._prefill_rate or rate
-            self._prefill_rate = old + _SMOOTHING * (rate - old)
+            # A few tokens take as long as many: they tell little of the rate of long prompts.
+            full = min(1.0, num_prefill / self.limits.max_num_batched_tokens)
+            self._prefill_rate = old + _SMOOTHING * full * (rate - old)
         self.decode.grant(now)
 
     @property
@@ -280,11 +286,16 @@ class NodeCore:
             num_running=len(decode.scheduler),
             running_tokens=decode.scheduler.num_tokens,
             num_reserving=len(decode.handoffs),
+            num_waiting_room=len(decode.queue),
+            reserving_tokens=sum(each.work.num_tokens for each in decode.handoffs.values()),
             num_blocks=self.pool.num_blocks,
             free_blocks=self.pool.num_free,
             cached_blocks=self.pool.num_cached,
             steps=self._steps,
             step_s=self._step_s,
+            step_seqs=self._step_load[0],
+            step_context=self._step_load[1],
+            step_prompt_tokens=self._step_load[2],
             busy_s=now - self._planned_at if self.busy else 0.0,
             prefill_rate=self._prefill_rate,
             num_transfers=self._num_transfers,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pd.policies.costs import DEFAULT_PREFILL_RATE, Costs
-from pd.types import NodeSnapshot, Role, Source
+from pd.policies.pace import Pace
+from pd.types import SLO, NodeSnapshot, Role, Source
 
 # What each running sequence adds to a mixed node's step, as a share of a prompt token's cost.
 _DECODE_TOKEN_COST = 8.0
@@ -15,7 +16,8 @@ _DECODE_TOKEN_COST = 8.0
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A node as routing sees it. `credit_*` is what was sent to it after its snapshot; `last_*`
-    grow with every prompt that was sent to it for that phase."""
+    grow with every prompt that was sent to it for that phase. `pace` is what is known of its
+    steps, `ended_per_s` how many outputs end there."""
 
     node_id: str
     role: Role
@@ -28,6 +30,15 @@ class Candidate:
     block_size: int = 16
     last_prefill: int = 0
     last_decode: int = 0
+    credit_context: int = 0
+    pace: Pace | None = None
+    ended_per_s: float = 0.0
+
+    @property
+    def context(self) -> int:
+        """Tokens of all those sequences so far."""
+        snapshot = self.snapshot
+        return snapshot.running_tokens + snapshot.reserving_tokens + self.credit_context
 
     @property
     def num_seqs(self) -> int:
@@ -48,10 +59,10 @@ class Candidate:
     def wait_s(self, default_rate: float = DEFAULT_PREFILL_RATE) -> float:
         """Predicted time before a new prompt starts here.
 
-        On a mixed node every prefill chunk shares its step with the decode batch.
+        Where sequences decode every prefill chunk shares its step with them.
         """
         tokens: float = self.snapshot.waiting_tokens + self.credit_tokens
-        if self.role == "mixed":
+        if self.role != "prefill":
             tokens += self.num_seqs * _DECODE_TOKEN_COST
         return tokens / (self.snapshot.prefill_rate or default_rate)
 
@@ -79,7 +90,8 @@ class Prompt:
 
     `session` is a hash of the session it belongs to, or None; `affinity` that or else one of how
     the prompt begins. `blocks` is by layout, since keys are. `typical` are the costs of a node
-    that has not measured its own.
+    that has not measured its own; `measured` whether any has. `num_seqs` outputs of up to
+    `max_tokens` each will decode.
     """
 
     num_tokens: int
@@ -87,6 +99,14 @@ class Prompt:
     affinity: int = 0
     blocks: Mapping[int, Blocks] = field(default_factory=dict)
     typical: Costs = field(default_factory=Costs)
+    measured: bool = True
+    slo: SLO = SLO()  # noqa: RUF009
+    num_seqs: int = 1
+    max_tokens: int = 0
+
+    @property
+    def has_targets(self) -> bool:
+        return self.slo.ttft_s is not None or self.slo.tpot_s is not None
 
     def blocks_for(self, node: Candidate) -> Blocks:
         return self.blocks.get(node.layout, NO_BLOCKS)

@@ -1,4 +1,4 @@
-"""Which nodes run a piece of work, by one of four policies.
+"""Which nodes run a piece of work, by one of four policies, and whether two or one.
 
 A pure function of the nodes' last snapshots, of what was sent to them since (credit), so that a
 burst of arrivals between two snapshots spreads instead of piling onto one node, and of where
@@ -13,6 +13,8 @@ from typing import Literal
 
 from pd.policies import affinity, cache_aware, least_loaded, round_robin
 from pd.policies.candidate import Candidate, Placement, Prompt
+from pd.policies.disaggregate import Disaggregate, takes_whole, whole_is_better
+from pd.policies.forecast import forecast
 
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
@@ -21,8 +23,8 @@ Choose = Callable[[Sequence[Candidate], Prompt], Candidate]
 
 @dataclass(frozen=True, slots=True)
 class RoutingPolicy:
-    """`start` chooses among prefill and mixed nodes, `decode` among the decode nodes that have
-    the KV layout of the prefill node chosen. Neither is asked about no nodes at all."""
+    """`start` chooses among nodes that may run the prompt, `decode` among the decode nodes that
+    have the KV layout of the prefill node chosen. Neither is asked about no nodes at all."""
 
     start: Choose
     decode: Choose
@@ -36,23 +38,53 @@ POLICIES: Mapping[Routing, RoutingPolicy] = {
 }
 
 
-def route(nodes: Iterable[Candidate], prompt: Prompt, routing: Routing) -> Placement | None:
-    """The pair (or the one mixed node) to run this prompt, or None if there is none.
+def route(
+    nodes: Iterable[Candidate],
+    prompt: Prompt,
+    routing: Routing,
+    disaggregate: Disaggregate = "auto",
+) -> Placement | None:
+    """The pair (or the one node) to run this prompt, or None if there is none.
 
-    A prompt that goes to a mixed node stays there. The nodes of a pair have the same KV layout.
+    The nodes of a pair have the same KV layout. Always and never are kept to while there are
+    nodes for it. Left to choose, a prompt without targets goes where the policy would have it
+    start, and stays there if that is a mixed node; one with targets goes the way that is
+    predicted to meet them best, over all nodes including decode nodes that it would not disturb.
     """
-    starts: list[Candidate] = []
+    mixed: list[Candidate] = []
+    prefills: list[Candidate] = []
     decodes: dict[int, list[Candidate]] = {}
     for node in nodes:
         if node.role == "decode":
             decodes.setdefault(node.layout, []).append(node)
+        elif node.role == "mixed":
+            mixed.append(node)
         elif node.role != "pool":
-            starts.append(node)
-    starts = [node for node in starts if node.role == "mixed" or node.layout in decodes]
+            prefills.append(node)
+    prefills = [node for node in prefills if node.layout in decodes]
+    policy = POLICIES[routing]
+
+    def split(start: Candidate) -> tuple[Candidate, Candidate]:
+        return start, policy.decode(decodes[start.layout], prompt)
+
+    if disaggregate == "never":
+        mixed += [node for same in decodes.values() for node in same]
+        prefills = [] if mixed else prefills
+    elif disaggregate == "always":
+        mixed = [] if prefills else mixed
+    elif prefills and prompt.has_targets:
+        mixed += [node for same in decodes.values() for node in same if takes_whole(node, prompt)]
+        if mixed:
+            whole = policy.start(mixed, prompt)
+            pair = split(policy.start(prefills, prompt))
+            foreseen = forecast(whole, whole, prompt), forecast(*pair, prompt)
+            if whole_is_better(*foreseen, prompt.slo):
+                return Placement(whole.node_id, whole.node_id)
+            return Placement(pair[0].node_id, pair[1].node_id)
+    starts = prefills + mixed
     if not starts:
         return None
-    policy = POLICIES[routing]
     start = policy.start(starts, prompt)
-    if start.role == "mixed":
+    if start.role != "prefill":
         return Placement(start.node_id, start.node_id)
-    return Placement(start.node_id, policy.decode(decodes[start.layout], prompt).node_id)
+    return Placement(start.node_id, split(start)[1].node_id)

@@ -1,0 +1,43 @@
+"""Whether a prompt is split over two nodes, or prefilled where it decodes.
+
+Split, it disturbs nobody's decoding; whole, nothing has to be moved, and a mixed node or an idle
+decode node is one more that can take it. By the request's targets, where it has any.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pd.policies.candidate import Candidate, Prompt
+from pd.policies.forecast import Forecast
+from pd.policies.predict import cached_blocks
+from pd.types import SLO
+
+Disaggregate = Literal["auto", "always", "never"]
+
+# Both ways are within the targets: then the other one has to be this much further within them.
+_BETTER = 0.9
+
+
+def whole_is_better(whole: Forecast, split: Forecast, slo: SLO) -> bool:
+    """By the target that each is predicted to come nearest to, or miss by most."""
+    near, far = _worst(whole, slo), _worst(split, slo)
+    return near < (_BETTER * far if far <= 1.0 else far)
+
+
+def takes_whole(node: Candidate, prompt: Prompt) -> bool:
+    """Whether a decode node can run this prompt in one step between two others without anybody
+    there waiting longer for a token than the request itself would."""
+    target, pace = prompt.slo.tpot_s, node.pace
+    if target is None or pace is None or node.num_prompts:
+        return False
+    tokens = prompt.num_tokens - cached_blocks(node, prompt) * node.block_size
+    step_s = pace.step_s(node.num_seqs + prompt.num_seqs, node.context + prompt.num_tokens)
+    rate = node.snapshot.prefill_rate or prompt.typical.rate
+    return step_s is not None and step_s + tokens / rate <= target
+
+
+def _worst(predicted: Forecast, slo: SLO) -> float:
+    """Predicted time over target, the worse of the two; what is not known is no worry."""
+    pairs = ((predicted.ttft_s, slo.ttft_s), (predicted.tpot_s, slo.tpot_s))
+    return max((value / target for value, target in pairs if value and target), default=0.0)

@@ -1,0 +1,60 @@
+"""What becomes of a request on the nodes chosen for it: its TTFT and its TPOT.
+
+Both count what was admitted already, wherever it stands: prompts on their way or waiting, and the
+sequences that will join the decode batch before this one does. A forecast by what runs now would
+let in as much again while all that is still being prefilled, then nothing for a while, and so on:
+see "early rejection" in Qin et al., "Mooncake" (2024). Sequences that will have left by then are
+not taken off: how many do is known too roughly, and counting on them makes for waves as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pd.policies.candidate import Candidate, Prompt
+from pd.policies.predict import predict
+
+
+class Forecast(NamedTuple):
+    """Seconds; None where nothing was measured yet that would tell.
+
+    `work_s` of the TTFT is the prompt's own, that no wait makes shorter. `excess_s` is how much
+    one sequence less in the batch takes off `tpot_s`, `ended_per_s` how many leave it.
+    """
+
+    ttft_s: float | None
+    work_s: float
+    tpot_s: float | None
+    per_seq_s: float = 0.0
+    ended_per_s: float = 0.0
+
+
+UNKNOWN = Forecast(None, 0.0, None)
+
+
+def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
+    """Of a prompt that runs on `start` and decodes on `decode`, which may be the same node."""
+    measured = prompt.measured
+    wait_s, work_s, _ = predict(start, prompt)
+    ttft_s = max(wait_s, _room_s(decode, prompt)) + work_s
+    pace = decode.pace
+    if pace is None:
+        return Forecast(ttft_s if measured else None, work_s, None)
+    ended = decode.ended_per_s
+    seqs = decode.num_seqs + prompt.num_seqs
+    own = prompt.num_tokens + prompt.max_tokens / 2
+    context = decode.context + own * prompt.num_seqs
+    tpot_s = pace.tpot_s(seqs, context)
+    per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
+    return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
+
+
+def _room_s(decode: Candidate, prompt: Prompt) -> float:
+    """How long until there is room for it to decode, if what waits there comes before it."""
+    if decode.ended_per_s <= 0.0:
+        return 0.0
+    over = decode.num_seqs + prompt.num_seqs - decode.max_num_seqs
+    blocks = -(-prompt.num_tokens // decode.block_size)
+    if decode.snapshot.num_waiting_room and blocks > decode.snapshot.free_blocks:
+        over = max(over, decode.snapshot.num_waiting_room + 1)
+    return max(0, over) / decode.ended_per_s

@@ -1,0 +1,82 @@
+"""How fast a node goes, as its snapshots show: step times by load, and how often outputs end."""
+
+from __future__ import annotations
+
+import math
+
+from pd.policies.linear import OnlineLinear
+from pd.types import NodeSnapshot
+
+_MIN_SAMPLES = 5
+_SMOOTHING = 0.05  # weight of the newest step in the mean of prompt tokens that ride along
+
+
+class EventRate:
+    """Events a second, those of about the last `window_s` seconds counting most."""
+
+    __slots__ = ("_window_s", "_level", "_at_s", "_since_s")
+
+    def __init__(self, window_s: float = 20.0) -> None:
+        self._window_s = window_s
+        self._level = 0.0
+        self._at_s = 0.0
+        self._since_s: float | None = None
+
+    def count(self, now: float, number: float = 1.0) -> None:
+        if self._since_s is None:
+            self._since_s = self._at_s = now
+        self._decay(now)
+        self._level += number
+
+    def per_s(self, now: float) -> float:
+        """0 before the first; later what was seen over the time there was to see it."""
+        if self._since_s is None:
+            return 0.0
+        self._decay(now)
+        # At least a second: two events in a millisecond are no rate yet.
+        seen_s = max(1.0, now - self._since_s)
+        return self._level / (self._window_s * -math.expm1(-seen_s / self._window_s))
+
+    def _decay(self, now: float) -> None:
+        if now > self._at_s:
+            self._level *= math.exp((self._at_s - now) / self._window_s)
+            self._at_s = now
+
+
+class Pace:
+    """Of one node. Step times are a linear model of sequences, context and prompt tokens."""
+
+    __slots__ = ("ended", "_model", "_steps", "_prompt_tokens")
+
+    def __init__(self) -> None:
+        self.ended = EventRate()
+        self._model = OnlineLinear(4)
+        self._steps = 0
+        self._prompt_tokens = 0.0  # a step that also decodes has, in the mean
+
+    def observe(self, snapshot: NodeSnapshot) -> None:
+        """Learn from the last step that a snapshot tells of, if that is a new one."""
+        if snapshot.steps == self._steps or snapshot.step_s <= 0.0:
+            return
+        self._steps = snapshot.steps
+        seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
+        if seqs or prompt_tokens:
+            load = (1.0, float(seqs), float(snapshot.step_context), float(prompt_tokens))
+            self._model.add(load, snapshot.step_s)
+        if seqs:
+            self._prompt_tokens += _SMOOTHING * (prompt_tokens - self._prompt_tokens)
+
+    def step_s(self, seqs: float, context: float, prompt_tokens: float = 0.0) -> float | None:
+        """What a step of this load takes; None until a few have been seen."""
+        if self._model.num_samples < _MIN_SAMPLES:
+            return None
+        return self._model.predict((1.0, seqs, context, prompt_tokens))
+
+    def tpot_s(self, seqs: float, context: float) -> float | None:
+        """The mean step of such a batch, with as many prompts in between as there were lately."""
+        return self.step_s(seqs, context, self._prompt_tokens)
+
+    def per_seq_s(self, context: float) -> float:
+        """How much one more sequence of so much context adds to every step."""
+        _, seq, token, _ = self._model.coefficients
+        return seq + token * context
