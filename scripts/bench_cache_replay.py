@@ -34,15 +34,16 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.belady import ceiling, optimum
-from benchlib.chart import Line, Panel, write_chart
 from benchlib.environment import ROOT, environment
 from benchlib.report import show_table, write_json
-from benchlib.traces import BLOCK_TOKENS, DEFAULT_DIR, Trace, load_trace
+from benchlib.traces import DEFAULT_DIR, Trace, load_trace
 
 from kvstore.blocklog import BlockLog
 from kvstore.directory import PrefixDirectory
 from kvstore.eviction import DEFAULT_EVICTION
 from kvstore.pool.tiers import Tiers
+from pd.report.chart import Line, Panel, write_chart
+from pd.workload.mooncake import BLOCK_TOKENS
 
 TRACES = ("conversation", "synthetic")
 CEILINGS = {"conversation": 36.6, "synthetic": 64.0}  # percent, as published with the traces
@@ -236,6 +237,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
             )
         )
     write_chart(path, "Prefix hits by capacity, Mooncake traces", panels)
+    print(f"drawn in {path}", flush=True)
 
 
 def show(name: str, result: dict[str, Any]) -> None:

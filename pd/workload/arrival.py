@@ -123,6 +123,13 @@ class Workload:
         )
         return Workload(self.name, arrivals, self.block_tokens)
 
+    def fitting(self, tokens: int) -> Workload:
+        """Without the requests of more than `tokens` tokens, prompt and output together."""
+        arrivals = tuple(
+            each for each in self.arrivals if each.num_prompt + each.num_output <= tokens
+        )
+        return Workload(self.name, arrivals, self.block_tokens)
+
     def _check(self) -> None:
         before = 0.0
         for number, each in enumerate(self.arrivals, 1):

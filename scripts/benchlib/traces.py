@@ -1,20 +1,12 @@
-"""Mooncake's published traces: the prefix blocks of real requests, by id.
-
-kvcache-ai/Mooncake, FAST25-release/traces. A line of JSON a request: `timestamp` in ms,
-`input_length`, `output_length` in tokens, and `hash_ids`, one for every 512 tokens of the prompt.
-An id stands for a block and everything before it, so equal ids mean equal prefixes. A prompt's
-last block may be partial.
-"""
+"""Mooncake's published traces by name: the prefix blocks of real requests, by id."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = "https://github.com/kvcache-ai/Mooncake, FAST25-release/traces"
-BLOCK_TOKENS = 512
+from pd.workload.mooncake import SOURCE, load_mooncake
+
 DEFAULT_DIR = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "traces"
 
 
@@ -35,8 +27,8 @@ class Trace:
         return len({block for prompt in self.prompts for block in prompt})
 
 
-def load_trace(folder: Path, name: str) -> Trace:
-    """`name` is "conversation" or "synthetic". FileNotFoundError says where to get it."""
+def find_trace(folder: Path, name: str) -> Path:
+    """The file of "conversation" or "synthetic". FileNotFoundError says where to get it."""
     stems = (f"mooncake_{name}", f"{name}_trace")
     names = [f"{stem}.jsonl{suffix}" for stem in stems for suffix in (".gz", "")]
     path = next((folder / each for each in names if (folder / each).is_file()), None)
@@ -45,10 +37,11 @@ def load_trace(folder: Path, name: str) -> Trace:
             f"no {name} trace in {folder}: looked for {', '.join(names)}. Get {name}_trace.jsonl "
             f"from {SOURCE}, and name its folder with --traces."
         )
-    times, prompts = [], []
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for line in lines:
-            row = json.loads(line)
-            times.append(row["timestamp"] / 1e3)
-            prompts.append(tuple(row["hash_ids"]))
-    return Trace(name, times, prompts)
+    return path
+
+
+def load_trace(folder: Path, name: str) -> Trace:
+    """`name` is "conversation" or "synthetic"; errors are `find_trace`'s."""
+    path = find_trace(folder, name)
+    arrivals = load_mooncake(path, spread=False).arrivals
+    return Trace(name, [each.time_s for each in arrivals], [each.prefix for each in arrivals])

@@ -59,7 +59,10 @@ def test_another_trace_is_not_taken_for_the_published_one(tmp_path: Path) -> Non
         for number in range(60):
             talk = rng.randrange(10)
             ids = [talk * 100 + i for i in range(rng.randrange(1, 30))]
-            rows.append({"timestamp": number * 1000, "input_length": 1, "hash_ids": ids})
+            rows.append({
+                "timestamp": number * 1000, "input_length": 512 * len(ids), "output_length": 1,
+                "hash_ids": ids,
+            })  # fmt: skip
         text = "\n".join(map(json.dumps, rows))
         (tmp_path / f"{name}_trace.jsonl").write_text(text)
     command = [sys.executable, str(SCRIPT), "--quick", "--traces", str(tmp_path)]
