@@ -84,6 +84,10 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         help="multiply lengths of prompts, outputs and shared beginnings (default: 1)",
     )  # fmt: skip
     group.add_argument(
+        "--scale-output", type=float, metavar="X",
+        help="multiply lengths of outputs by this instead",
+    )  # fmt: skip
+    group.add_argument(
         "--longest", type=int, metavar="N",
         help="leave out requests of more than N tokens, prompt and output together",
     )  # fmt: skip
@@ -111,7 +115,7 @@ def workload_spec(args: argparse.Namespace) -> WorkloadSpec:
         raise ConfigError("--burstiness is of --arrivals gamma")
     if args.think_s is not None and args.turns is None:
         raise ConfigError("--think-s is of --turns")
-    for name in ("rate", "duration", "scale_time", "scale_length", "burstiness"):
+    for name in ("rate", "duration", "scale_time", "scale_length", "scale_output", "burstiness"):
         _positive(args, name)
     for name in ("requests", "longest"):
         _positive(args, name)
@@ -134,6 +138,7 @@ def workload_spec(args: argparse.Namespace) -> WorkloadSpec:
         duration_s=args.duration,
         scale_time=args.scale_time,
         scale_length=args.scale_length,
+        scale_output=args.scale_output,
         longest=args.longest,
         seed=args.seed,
     )

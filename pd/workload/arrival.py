@@ -75,11 +75,14 @@ class Workload:
     def num_output_tokens(self) -> int:
         return sum(each.num_output for each in self.arrivals)
 
-    def scaled(self, time: float = 1.0, length: float = 1.0) -> Workload:
-        """Times multiplied by `time` (0.5 doubles the rate), tokens of prompts and outputs by
-        `length`, at least one each. What prompts share is scaled with them: blocks become
-        smaller and keep their ids, so that the same blocks hit."""
-        for name, factor in (("time", time), ("length", length)):
+    def scaled(
+        self, time: float = 1.0, length: float = 1.0, output: float | None = None
+    ) -> Workload:
+        """Times multiplied by `time` (0.5 doubles the rate), tokens of prompts by `length` and of
+        outputs by `output` (None: by `length` as well), at least one each. What prompts share is
+        scaled with them: blocks become smaller and keep their ids, so that the same blocks hit."""
+        output = length if output is None else output
+        for name, factor in (("time", time), ("length", length), ("output", output)):
             if not (factor > 0 and math.isfinite(factor)):
                 raise ValueError(f"the {name} factor must be a positive number, not {factor}")
         block = max(1, round(self.block_tokens * length))
@@ -96,7 +99,7 @@ class Workload:
                 each,
                 time_s=each.time_s * time,
                 num_prompt=prompt(each),
-                num_output=max(1, round(each.num_output * length)),
+                num_output=max(1, round(each.num_output * output)),
             )
             for each in self.arrivals
         )

@@ -50,6 +50,7 @@ class WorkloadSpec:
     duration_s: float | None = None
     scale_time: float = 1.0
     scale_length: float = 1.0
+    scale_output: float | None = None  # None: as `scale_length`
     longest: int | None = None
     seed: int = 0
 
@@ -63,7 +64,7 @@ class WorkloadSpec:
         else:
             workload = load_workload(self.file, spread=self.spread, seed=self.seed)
         try:
-            workload = workload.scaled(self.scale_time, self.scale_length)
+            workload = workload.scaled(self.scale_time, self.scale_length, self.scale_output)
             if self.longest is not None:
                 workload = self._fitting(workload, self.longest)
             if self.file is not None and self.rate is not None:

@@ -41,6 +41,9 @@ def test_scaling_keeps_order_ids_and_invariants(
             block = scaled.block_tokens / workload.block_tokens
             assert abs(after.num_prompt - before.num_prompt * block) < 1
     assert scaled.duration_s == pytest.approx(workload.duration_s * time)
+    longer = workload.scaled(time, length, output=2.0)
+    assert [each.num_output for each in longer] == [2 * each.num_output for each in workload]
+    assert [each.num_prompt for each in longer] == [each.num_prompt for each in scaled]
 
 
 @given(workloads(), st.floats(0.1, 100))

@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Goodput of PD, mixed and self-chosen serving: the highest rate at which 90 % meet their targets.
+
+    python scripts/bench_goodput.py [--cells 1P1D "mixed x 2" auto] [--requests 60]
+
+Requests of Mooncake's conversation trace, scaled down in length to what two CPU cores can serve,
+go to each cell in turn as an open loop. For every pair of targets the rate is searched at which
+the share of requests within both reaches the goal. Each run has prompts that no run before had,
+so caches know only what the run itself repeats. The cells:
+
+    mixed x 2   two nodes that serve both phases, a core each
+    1P1D        a prefill and a decode node, a core each
+    auto        two mixed nodes where the coordinator decides, by prediction, what to admit and
+                whether a prompt is split from its decoding
+
+The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
+its first half has four times the prompt, its second half four times the output.
+
+A run is given up as soon as its goal is out of reach. About 30 minutes with the options as they
+are; nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchlib.cells import resolve, running, say, spec_of, use_cores
+from benchlib.environment import environment
+from benchlib.report import options_of, show_table, write_json
+from benchlib.traces import DEFAULT_DIR, find_trace
+
+from pd.bench.endpoint import open_client, probe
+from pd.bench.measure import Bench, Measured, search
+from pd.bench.results import run_data, search_data, workload_data
+from pd.bench.search import RateSearch
+from pd.report.chart import Line, Panel, write_chart
+from pd.types import SLO
+from pd.workload.arrival import Workload
+from pd.workload.recorded import write_log
+from pd.workload.spec import WorkloadSpec
+
+CORES = 2
+CELLS: dict[str, dict[str, Any]] = {
+    "mixed x 2": {"prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "never"},
+    "1P1D": {"prefill": 1, "decode": 1, "disaggregate": "always"},
+    "auto": {
+        "prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "auto", "admission": "predicted",
+    },
+}  # fmt: skip
+# TTFT and TPOT in ms. Alone, a median request of the default scale takes about 0.2 s to its first
+# token and 20 ms for each that follows.
+TARGETS = ("tight TPOT:6000:45", "balanced:2500:70", "tight TTFT:1000:200")
+COLOURS = ("#2563eb", "#dc2626", "#059669")
+_TIMEOUT_S = 120.0
+_SHIFT = 4.0
+
+
+class Quiet:
+    """Progress for a log: a line a run."""
+
+    def begin(self, what: str, num_requests: int) -> None:
+        pass
+
+    def update(self, sent: int, ended: int) -> None:
+        pass
+
+    def end(self, measured: Measured) -> None:
+        summary = measured.summary
+        gave_up = "" if measured.stopped_s is None else f", given up at {measured.stopped_s:.0f} s"
+        say(
+            f"  {measured.rate:.3g} req/s: {summary.attainment:.1%} of {summary.num_requests} in "
+            f"time{gave_up}; TTFT p90 {summary.ttft_s.p90:.2f} s, "
+            f"TPOT p90 {summary.tpot_s.p90 * 1e3:.0f} ms"
+        )
+
+
+def workloads(args: argparse.Namespace, folder: Path) -> dict[str, WorkloadSpec]:
+    """What is sent, by name; the shifting one is written into `folder`."""
+    trace = WorkloadSpec(
+        file=find_trace(args.traces, "conversation"),
+        scale_length=args.prompt_scale, scale_output=args.output_scale, longest=args.longest,
+        num_requests=args.requests, seed=args.seed,
+    )  # fmt: skip
+    made = {"conversation": trace}
+    if "shifting" in args.workloads:
+        path = folder / "shifting.jsonl"
+        write_log(path, shifting(trace.make(), args.longest))
+        made["shifting"] = WorkloadSpec(file=path, longest=args.longest, num_requests=args.requests)
+    return {name: made[name] for name in args.workloads}
+
+
+def shifting(workload: Workload, longest: int) -> Workload:
+    """The same requests without shared beginnings: long prompts first, long outputs then."""
+    half = len(workload) // 2
+    arrivals = []
+    for number, each in enumerate(workload):
+        early = number < half
+        prompt = each.num_prompt * _SHIFT ** (0.5 if early else -0.5)
+        output = each.num_output * _SHIFT ** (-0.5 if early else 0.5)
+        num_output = min(max(1, round(output)), longest // 2)
+        num_prompt = min(max(1, round(prompt)), longest - num_output)
+        arrivals.append(replace(each, num_prompt=num_prompt, num_output=num_output, prefix=()))
+    return Workload("shifting", arrivals)
+
+
+def targets(text: str) -> tuple[str, SLO]:
+    """`NAME:TTFT_MS:TPOT_MS`"""
+    try:
+        name, ttft, tpot = text.rsplit(":", 2)
+        return name, SLO(float(ttft) / 1e3, float(tpot) / 1e3)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:TTFT_MS:TPOT_MS") from None
+
+
+async def measure(
+    name: str, url: str, vocab_size: int, specs: dict[str, WorkloadSpec], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The best rate for every workload and pair of targets, on a running cell."""
+    rows = []
+    salt = random.SystemRandom().getrandbits(40)
+    async with open_client(url, _TIMEOUT_S) as http:
+        endpoint = await probe(http, url, vocabulary=vocab_size)
+        for workload, spec in specs.items():
+            for label, slo in args.targets:
+                say(f"{name}, {workload}, {label}: TTFT {slo.ttft_s} s, TPOT {slo.tpot_s} s")
+                bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup)
+                salt += 1 << 20
+                await bench.warm_up()
+                plan = RateSearch(
+                    args.start, goal=args.goal, tolerance=args.tolerance, repeats=args.repeats
+                )
+                runs = await search(bench, plan)
+                best = plan.best
+                say(f"  -> {best.rate:.3g} req/s" if best else "  -> no rate holds")
+                rows.append({
+                    "cell": name,
+                    "workload": workload,
+                    "sent": workload_data(runs[-1].workload),
+                    "targets": {"name": label, "ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s},
+                    **search_data(plan),
+                    "runs": [run_data(each) for each in runs],
+                })  # fmt: skip
+    return rows
+
+
+def picture(rows: Sequence[dict[str, Any]], path: Path, goal: float) -> None:
+    """Attainment by rate: a panel for each workload and pair of targets, a line for each cell."""
+    panels = []
+    keys = dict.fromkeys((row["workload"], row["targets"]["name"]) for row in rows)
+    names = list(dict.fromkeys(row["cell"] for row in rows))
+    for workload, label in keys:
+        lines = []
+        for row in rows:
+            if (row["workload"], row["targets"]["name"]) == (workload, label):
+                points = sorted((each["rate"], 100 * each["attainment"]) for each in row["trials"])
+                colour = COLOURS[names.index(row["cell"]) % len(COLOURS)]
+                lines.append(Line(row["cell"], points, colour))
+        rates = [x for line in lines for x, _ in line.points]
+        ends = [(min(rates), 100 * goal), (max(rates), 100 * goal)]
+        lines.append(Line("goal", ends, "#94a3b8", "4 3", dots=False))
+        panels.append(
+            Panel(
+                f"{workload}, {label}", "requests per second", "% in time",
+                lines=lines, log_x=False, y_top=100,
+            )
+        )  # fmt: skip
+    write_chart(path, "Requests that meet both targets, two CPU cores", panels, columns=3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--traces", type=Path, default=DEFAULT_DIR, help="folder of the traces")
+    parser.add_argument(
+        "--workloads", nargs="+", default=["conversation"], choices=("conversation", "shifting")
+    )
+    parser.add_argument("--prompt-scale", type=float, default=1 / 64)
+    parser.add_argument("--output-scale", type=float, default=1 / 8)
+    parser.add_argument("--longest", type=int, default=2000, help="tokens of a request, at most")
+    parser.add_argument("--requests", type=int, default=60, help="of each run")
+    parser.add_argument(
+        "--targets", nargs="+", type=targets, default=[targets(each) for each in TARGETS],
+        metavar="NAME:TTFT_MS:TPOT_MS",
+    )  # fmt: skip
+    parser.add_argument("--start", type=float, default=1.0, help="requests a second tried first")
+    parser.add_argument("--goal", type=float, default=0.9)
+    parser.add_argument("--tolerance", type=float, default=0.08)
+    parser.add_argument("--repeats", type=int, default=1, help="runs at each rate")
+    parser.add_argument("--warmup", type=int, default=4, help="requests not counted")
+    parser.add_argument("--pool-gib", type=float, default=0.0, help="KV pool beside the nodes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput.json"))
+    parser.add_argument("--picture", type=Path, default=Path("benchmarks/goodput.svg"))
+    args = parser.parse_args()
+    use_cores(CORES)
+    facts = environment()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        specs = workloads(args, Path(folder))
+        for name in args.cells:
+            say(name)
+            config = resolve(
+                model=args.model, threads_per_node=1, pool_dram_gib=args.pool_gib, **CELLS[name]
+            )
+            with running(config) as cluster:
+                vocab_size = spec_of(config).vocab_size
+                rows += asyncio.run(measure(name, cluster.url, vocab_size, specs, args))
+    show_table(
+        f"Highest rate (requests/s) with {args.goal:.0%} of requests in time",
+        ["", *(f"{label}" for label, _ in args.targets)],
+        (
+            [f"{workload}, {name}", *(
+                f"{row['rate']:.3g}" if row["rate"] else "-" for row in rows
+                if (row["workload"], row["cell"]) == (workload, name)
+            )]
+            for workload in specs
+            for name in args.cells
+        ),
+    )  # fmt: skip
+    options = options_of(args, "picture")
+    options["targets"] = [label for label, _ in args.targets]
+    options["traces"] = args.traces.name
+    write_json(args.json, {"environment": facts, "options": options, "rows": rows})
+    picture(rows, args.picture, args.goal)
+    print(f"drawn in {args.picture}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
