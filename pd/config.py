@@ -206,6 +206,9 @@ class ClusterConfig(Section):
     max_waiting_requests: int = option(
         512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
     )
+    record: str | None = option(
+        None, "file for the coordinator's events, which pd replay decides on again; holds prompts"
+    )
 
     def check(self) -> None:
         if (self.prefill > 0) != (self.decode > 0):

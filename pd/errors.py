@@ -40,6 +40,10 @@ class UnsupportedModelError(ModelError):
     """The architecture of a model is not one the engine runs."""
 
 
+class ReplayError(PDError):
+    """A recording does not lead to the decisions that were made when it was recorded."""
+
+
 class RequestError(PDError):
     """A request cannot be served as asked; `param` names the field at fault."""
 

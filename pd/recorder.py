@@ -6,7 +6,8 @@
 
 The first record holds the coordinator's limits. A coordinator decides by its events alone, so
 feeding a recording to a fresh one gives the identical effects: an incident can be replayed,
-stopped anywhere and looked into. A recording holds prompts; its file is its owner's only.
+stopped anywhere and looked into. What was decided then is recorded as a digest, by which a replay
+knows that it decides the same. A recording holds prompts; its file is its owner's only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +26,7 @@ import msgspec
 
 from pd import wire
 from pd.coordinator import Coordinator, CoordinatorLimits
-from pd.errors import WireError
+from pd.errors import ReplayError, WireError
 from pd.messages import Message
 from pd.outbox import Effect
 
@@ -42,6 +44,7 @@ class EventKind(IntEnum):
     PROCESS_LOST = 3
     UNDELIVERABLE = 4
     TICK = 5
+    EFFECTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,15 @@ class Event:
     member: str = ""
     message: Message | None = None
     loss: Loss | None = None
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An effect, and the time of the event that led to it."""
+
+    now: float
+    effect: Effect
 
 
 class Recorder(Coordinator):
@@ -99,6 +111,12 @@ class Recorder(Coordinator):
         self._record(EventKind.TICK, now, b"")
         self._flush()
         super().tick(now)
+
+    def drain(self) -> list[Effect]:
+        effects = super().drain()
+        if effects:
+            self._record(EventKind.EFFECTS, 0.0, _digest(effects))
+        return effects
 
     def close(self) -> None:
         """Write out what is buffered. The coordinator itself may go on, unrecorded."""
@@ -153,20 +171,33 @@ def read(path: str | Path) -> Iterator[Event | CoordinatorLimits]:
             yield _decode(number, now, payload)
 
 
-def replay(path: str | Path) -> list[Effect]:
-    """Everything that a fresh coordinator does when it is given the events of a recording."""
+def replay(path: str | Path) -> Iterator[Replayed]:
+    """Everything that a fresh coordinator does when it is given the events of a recording.
+
+    ReplayError where that is not what was done when it was recorded: by other code, or since
+    something else than the events had a say.
+    """
     events = read(path)
     limits = next(events, None)
     if not isinstance(limits, CoordinatorLimits):
         raise WireError(f"{path} does not begin with the coordinator's limits")
     coordinator = Coordinator(limits)
-    effects: list[Effect] = []
-    for event in events:
+    now = 0.0
+    for number, event in enumerate(events, 1):
         if isinstance(event, CoordinatorLimits):
             raise WireError(f"{path} holds the coordinator's limits twice")
-        apply(coordinator, event)
-        effects += coordinator.drain()
-    return effects
+        if event.kind is not EventKind.EFFECTS:
+            now = event.now or now
+            apply(coordinator, event)
+            continue
+        effects = coordinator.drain()
+        if _digest(effects) != event.digest:
+            raise ReplayError(
+                f"event {number} of {path}, at {now:.3f} s: what is decided now is not what was "
+                "decided when it was recorded; replay it with the version that recorded it"
+            )
+        yield from (Replayed(now, effect) for effect in effects)
+    yield from (Replayed(now, effect) for effect in coordinator.drain())
 
 
 def apply(coordinator: Coordinator, event: Event) -> None:
@@ -183,6 +214,10 @@ def apply(coordinator: Coordinator, event: Event) -> None:
             coordinator.on_message(event.member, event.message, event.now)
 
 
+def _digest(effects: list[Effect]) -> bytes:
+    return blake2b(repr(effects).encode(), digest_size=8).digest()
+
+
 def _frame(member: str, message: Message) -> bytes:
     (frame,) = wire.encode(message, cluster_id=_CLUSTER, sender=member)
     return bytes(frame)
@@ -197,6 +232,8 @@ def _decode(number: int, now: float, payload: bytes) -> Event | CoordinatorLimit
             return Event(kind, now, loss=msgspec.msgpack.decode(payload, type=Loss))
         if kind is EventKind.TICK:
             return Event(kind, now)
+        if kind is EventKind.EFFECTS:
+            return Event(kind, now, digest=payload)
     except (ValueError, msgspec.MsgspecError) as error:
         raise WireError(f"a record of kind {number} cannot be decoded: {error}") from None
     header, message = wire.decode([payload], cluster_id=_CLUSTER, max_body=MAX_RECORD_BYTES)

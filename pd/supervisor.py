@@ -7,17 +7,20 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from pd.config import Config
-from pd.coordinator import Coordinator, CoordinatorLimits
+from pd.coordinator import Coordinator
 from pd.coordinator_runner import EPOCH, CoordinatorRunner
+from pd.errors import ConfigError
+from pd.limits import coordinator_limits
 from pd.mailbox import Mailbox
 from pd.messages import COORDINATOR, CellStatus
-from pd.router import RouterOptions
+from pd.recorder import Recorder
 from pd.types import Peer
 
 log = logging.getLogger(__name__)
@@ -49,20 +52,11 @@ class CoordinatorActor:
             secret=launch.secret,
             max_message_bytes=config.transfer.max_message_bytes,
         )
-        limits = CoordinatorLimits(
-            max_waiting_requests=cluster.max_waiting_requests,
-            node_timeout_s=cluster.node_timeout_s,
-            recovery_timeout_s=cluster.recovery_timeout_s,
-            router=RouterOptions(
-                cluster.routing,
-                config.cache.prefix_cache,
-                config.cache.key_space(launch.secret, launch.cluster_id),
-                cluster.disaggregate,
-            ),
-            admission=cluster.admission,
-            admission_margin=cluster.admission_margin,
+        key_space = config.cache.key_space(launch.secret, launch.cluster_id)
+        limits = coordinator_limits(config, key_space)
+        self._runner = CoordinatorRunner(
+            self._recorder or Coordinator(limits), self._mailbox, self._kill
         )
-        self._runner = CoordinatorRunner(Coordinator(limits), self._mailbox, self._kill)
         self._handles: dict[str, ActorHandle] = {}
         self._watched: dict[str, int] = {}  # the incarnation that lives behind each handle
         self._stopping = threading.Event()
@@ -100,6 +94,8 @@ class CoordinatorActor:
             log.exception("the coordinator failed")
             os._exit(1)  # a cell whose coordinator only seems to live would never end
         finally:
+            if self._recorder is not None:
+                self._recorder.close()
             self._mailbox.close(linger_s=0.2)
             self._ended.set()
 
@@ -128,3 +124,10 @@ class CoordinatorActor:
             threading.Thread(
                 target=ray.kill, args=(handle,), kwargs={"no_restart": False}, daemon=True
             ).start()
+
+
+def _recorder(limits: CoordinatorLimits, path: str) -> Recorder:
+    try:
+        return Recorder(limits, Path(path).expanduser())
+    except OSError as error:
+        raise ConfigError(f"cannot record to cluster.record = {path}: {error.strerror}") from None

@@ -12,9 +12,10 @@ from cell.cell import Cell, Faults
 from cell.workload import TOPOLOGIES, random_request
 
 from pd.coordinator import Coordinator, CoordinatorLimits
-from pd.errors import WireError
+from pd.errors import ReplayError, WireError
 from pd.messages import GatewayHello
 from pd.outbox import Effect
+from pd.policies.admit import Overload
 from pd.recorder import MAGIC, EventKind, Recorder, read, replay
 
 
@@ -56,13 +57,17 @@ def recorded_run(
     return run, recorder.kept
 
 
+def replayed(path: Path) -> list[Effect]:
+    return [each.effect for each in replay(path)]
+
+
 def test_a_replay_does_exactly_what_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.rec"
     _, effects = recorded_run(path, monkeypatch)
     assert len(effects) > 100
-    assert replay(path) == effects
+    assert replayed(path) == effects
     kinds = {event.kind for event in read(path) if not isinstance(event, CoordinatorLimits)}
     assert kinds == set(EventKind) - {EventKind.LIMITS}
 
@@ -88,8 +93,8 @@ def test_a_recording_that_was_cut_off_replays_up_to_there(
     whole = path.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, len(whole) // 3):
         path.write_bytes(whole[:size])
-        replayed = replay(path)
-        assert replayed == effects[: len(replayed)]
+        done = replayed(path)
+        assert done == effects[: len(done)]
 
 
 def test_recording_ends_at_its_largest_size_and_the_cell_goes_on(
@@ -98,8 +103,8 @@ def test_recording_ends_at_its_largest_size_and_the_cell_goes_on(
     path = tmp_path / "events.rec"
     _, effects = recorded_run(path, monkeypatch, max_bytes=20_000)
     assert path.stat().st_size <= 20_000 + len(MAGIC)
-    replayed = replay(path)
-    assert 0 < len(replayed) < len(effects) and replayed == effects[: len(replayed)]
+    done = replayed(path)
+    assert 0 < len(done) < len(effects) and done == effects[: len(done)]
 
 
 def test_a_full_disk_ends_the_recording_only(
@@ -117,18 +122,18 @@ def test_files_that_are_no_recordings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "events.rec"
     path.write_bytes(b"something else")
     with pytest.raises(WireError, match="not a recording"):
-        replay(path)
+        replayed(path)
     path.write_bytes(MAGIC)
     with pytest.raises(WireError, match="limits"):
-        replay(path)
+        replayed(path)
     Recorder(CoordinatorLimits(), path).close()
     whole = path.read_bytes()
     path.write_bytes(whole + b"\0\0\0\0\x63" + bytes(8))
     with pytest.raises(WireError, match="kind 99"):
-        replay(path)
+        replayed(path)
     path.write_bytes(whole + b"\xff\xff\xff\x7f\5" + bytes(8))
     with pytest.raises(WireError, match="damaged"):
-        replay(path)
+        replayed(path)
 
 
 def test_a_damaged_message_is_noticed(tmp_path: Path) -> None:
@@ -140,4 +145,14 @@ def test_a_damaged_message_is_noticed(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(WireError, match="checksum"):
-        replay(path)
+        replayed(path)
+
+
+def test_a_replay_that_decides_otherwise_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.rec"
+    recorded_run(path, monkeypatch)
+    monkeypatch.setattr(Coordinator, "_overload", lambda self, *args: Overload("full", 1.0))
+    with pytest.raises(ReplayError, match="event [0-9]+ of .*, at [0-9.]+ s: what is decided now"):
+        replayed(path)

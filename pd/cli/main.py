@@ -1,4 +1,5 @@
-"""The `pd` command: `pd serve`, `generate`, `chat`, `status`, `kv`, `role`, `model`, `bench`.
+"""The `pd` command: `pd serve`, `generate`, `chat`, `status`, `kv`, `role`, `model`, `profile`,
+`simulate`.
 
 Exit status: 0 done, 1 it failed, 2 the command or the configuration is wrong, 130 interrupted.
 Whatever a user can get wrong is one line on standard error, never a traceback.
@@ -12,11 +13,23 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from pd.cli import bench, chat, generate, kv, model, role, serve, status
+from pd.cli import (
+    bench,
+    chat,
+    generate,
+    kv,
+    model,
+    profile,
+    replay,
+    role,
+    serve,
+    simulate,
+    status,
+)
 from pd.cli.arguments import Parser
 from pd.errors import ConfigError, PDError
 
-COMMANDS = (serve, generate, chat, status, kv, role, model, bench)
+COMMANDS = (serve, generate, chat, status, kv, role, model, profile, bench, simulate, replay)
 
 
 def build_parser() -> Parser:

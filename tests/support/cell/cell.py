@@ -25,7 +25,7 @@ from kvstore.pool.core import PoolCore, PoolLimits
 from kvstore.pool.effects import DiskErase, DiskRead, DiskWrite
 from kvstore.transport.events import Arrived
 from pd.coordinator import Coordinator, CoordinatorLimits
-from pd.messages import COORDINATOR, GatewayHello, Heartbeat, NodeHello, Peers, Welcome
+from pd.messages import COORDINATOR, ChangeRole, GatewayHello, Heartbeat, NodeHello, Peers, Welcome
 from pd.node.core import NodeCore, NodeLimits
 from pd.outbox import CancelPush, Expect, Forget, Kill, Push, Send
 from pd.types import Request, Role
@@ -165,6 +165,10 @@ class Cell:
         error = self.coordinator.change_role(node_id, role, migrate=migrate, now=self.now)
         self._flush_coordinator()
         return error
+
+    def hear_role_change(self, node_id: str, role: Role) -> None:
+        """A gateway asks for it."""
+        self._post(self.gateway.address, ChangeRole(0, node_id, role))
 
     # ------------------------------------------------------------ clients
     def submit(self, request: Request) -> None:
