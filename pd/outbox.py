@@ -7,6 +7,7 @@ events on a virtual clock, a test into assertions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kvstore.transfer import Push
@@ -55,7 +56,16 @@ class Kill:
     reason: str
 
 
-Effect = Send | Expect | Forget | Push | CancelPush | Kill
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """For whoever reads the log: what was decided, why, and the numbers that led to it."""
+
+    what: str
+    reason: str
+    numbers: Mapping[str, float]
+
+
+Effect = Send | Expect | Forget | Push | CancelPush | Kill | Decided
 
 
 class Outbox:
@@ -79,9 +89,7 @@ class Outbox:
         events = self._tokens.setdefault(gateway, [])
         if count > 1:
             first = event.position
-            events.extend(
-                replace(event, position=first + i, finish=None) for i in range(count - 1)
-            )
+            events.extend(replace(event, position=first + i, finish=None) for i in range(count - 1))
             event = replace(event, position=first + count - 1)
         events.append(event)
 

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from pd.config import Config
-from pd.coordinator import Coordinator
+from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.coordinator_runner import EPOCH, CoordinatorRunner
 from pd.errors import ConfigError
 from pd.limits import coordinator_limits
@@ -54,6 +54,7 @@ class CoordinatorActor:
         )
         key_space = config.cache.key_space(launch.secret, launch.cluster_id)
         limits = coordinator_limits(config, key_space)
+        self._recorder = None if cluster.record is None else _recorder(limits, cluster.record)
         self._runner = CoordinatorRunner(
             self._recorder or Coordinator(limits), self._mailbox, self._kill
         )

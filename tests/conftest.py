@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+from live_fixtures import live_model, ray_session, start_cell  # noqa: F401
 
 # Set before any test module is imported: torch, numba, triton and tokenizers read these once.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -47,6 +47,7 @@ PURE = (
     "pd/cost/specs.py",
     "pd/cost/sweep.py",
     "pd/cost/store.py",
+    "pd/limits.py",
     "pd/member.py",
     "pd/members.py",
     "pd/holders.py",

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from kvstore.arena import KVArena
 from kvstore.layout import KVLayout
-from kvstore.pool.core import PoolCore, PoolLimits
+from kvstore.pool.core import PoolCore
 from kvstore.pool.disk import DiskTier
 from kvstore.pool.runner import PoolRunner
 from pd.config import GIB, Config
 from pd.errors import ConfigError
+from pd.limits import pool_limits
 from pd.mailbox import Mailbox
 from pd.messages import NodeHello
 from pd.node.blockmover import BlockMover
@@ -75,12 +76,8 @@ class PoolProcess:
                 verify=config.transfer.verify,
             )
             recovered = self._disk.recover()
-        limits = PoolLimits(
-            num_pages,
-            0 if self._disk is None else self._disk.num_slots,
-            lease_s=config.cluster.lease_s,
-            heartbeat_s=config.cluster.heartbeat_s,
-        )
+        num_slots = 0 if self._disk is None else self._disk.num_slots
+        limits = pool_limits(config, num_pages, num_slots)
         core = PoolCore(launch.pool_id, limits)
         core.recovered(recovered)
         log.info("%d pages in memory, %d slots on disk, %d blocks found there",

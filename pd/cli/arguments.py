@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -40,13 +40,16 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for every option of the configuration, grouped by section."""
+def add_config_flags(parser: argparse.ArgumentParser, keys: Collection[str] | None = None) -> None:
+    """One flag for every option of the configuration, or for those of `keys`, by section."""
     for section in SECTIONS:
+        if keys is not None and not any(option.key in keys for option in options_of(section)):
+            continue
         summary = (section.__doc__ or "").splitlines()[0]
         group = parser.add_argument_group(f"{section.name} options", summary)
         for option in options_of(section):
-            _add_flag(group, option)
+            if keys is None or option.key in keys:
+                _add_flag(group, option)
 
 
 def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:

@@ -16,15 +16,15 @@ from kvstore.layout import KVLayout
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
 from pd.errors import ConfigError
+from pd.limits import node_limits
 from pd.mailbox import Mailbox
 from pd.messages import NodeHello
 from pd.node.blockmover import BlockMover, DeviceBlockMover
 from pd.node.compute import ComputeThread
-from pd.node.core import NodeCore, NodeLimits
+from pd.node.core import NodeCore
 from pd.node.cores import CoreClaim
 from pd.node.runner import NodeRunner
 from pd.node.transports import make_hub
-from pd.policies.order import OrderPolicy
 from pd.types import Peer, Role
 
 if TYPE_CHECKING:
@@ -164,19 +164,7 @@ class NodeProcess:
 
     def _make_core(self, engine: Engine) -> NodeCore:
         launch, config = self.launch, self.launch.config
-        limits = NodeLimits(
-            max_num_batched_tokens=config.scheduler.token_budget(_kind(engine.device.type)),
-            max_num_seqs=config.scheduler.max_num_seqs,
-            order=OrderPolicy(
-                config.scheduler.prefill_order,
-                config.scheduler.aging_s,
-                config.scheduler.fairness,
-            ),
-            watermark=config.scheduler.watermark,
-            lease_s=config.cluster.lease_s,
-            heartbeat_s=config.cluster.heartbeat_s,
-            fetch=config.pool.fetch,
-        )
+        limits = node_limits(config, _kind(engine.device.type))
         pool = BlockPool(
             engine.num_blocks,
             engine.block_size,

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from random import Random
 from typing import Any
 
 from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
-from kvstore.pool.core import PoolCore, PoolLimits
+from kvstore.pool.core import PoolCore
 from kvstore.transfer import Push
-from pd.coordinator import Coordinator, CoordinatorLimits
+from pd.coordinator import Coordinator
+from pd.cost.model import Link
+from pd.errors import ConfigError
+from pd.limits import coordinator_limits, node_limits, pool_limits
 from pd.messages import COORDINATOR, GatewayHello, Message, NodeHello, Peers, Welcome
-from pd.node.core import NodeCore, NodeLimits
+from pd.node.core import NodeCore
 from pd.outbox import Kill, Send
-from pd.policies.order import OrderPolicy
-from pd.router import RouterOptions
 from pd.sim.events import EventQueue
 from pd.sim.gateway import GATEWAY, SimGateway
 from pd.sim.links import Links
@@ -31,6 +32,7 @@ from pd.sim.outbox import RunOutbox, Runs
 from pd.sim.pool import SimDisk, SimPool
 from pd.sim.prompts import PrefixKeys
 from pd.sim.spec import CellSpec, Failure, NodeGroup
+from pd.types import Role
 from pd.workload.outcome import Outcome
 
 LAYOUT = 1  # one model, one KV layout
@@ -58,7 +60,7 @@ class SimCell:
         self.spec = spec
         self.seed = seed
         self.queue = EventQueue(-_JOINING * spec.latency_s)  # at 0 everybody has joined
-        self.links = Links(spec.links)
+        self.links = Links()
         self.members: dict[str, SimMember] = {}
         self.lost: list[SimMember] = []  # killed ones, for what they did while they lived
         self.found: Counter[str] = Counter()  # where prompts' KV was, on nodes that are gone
@@ -67,17 +69,13 @@ class SimCell:
         self._groups = self._name_groups()
         self._num_incarnations = 0
         self._incarnations: dict[int, SimMember | SimGateway] = {}
+        self._known_links: dict[tuple[int, bool], Link] = {}
         self._withdrawn: set[int] = set()  # pushes that were cancelled before they began
         self._known_peers: tuple[Peers | None, dict[str, int]] = (None, {})
-        config = spec.config
-        cluster = config.cluster
-        limits = CoordinatorLimits(
-            max_waiting_requests=cluster.max_waiting_requests,
-            node_timeout_s=cluster.node_timeout_s if spec.can_hang else NEVER_S,
-            recovery_timeout_s=cluster.recovery_timeout_s,
-            status_s=NEVER_S,
-            router=RouterOptions(cluster.routing, config.cache.prefix_cache, _KEYS),
-        )
+        limits = coordinator_limits(spec.config, _KEYS)
+        limits = replace(limits, status_s=NEVER_S)
+        if not spec.can_hang:
+            limits = replace(limits, node_timeout_s=NEVER_S)
         self.coordinator = Coordinator(limits)
         self.gateway = SimGateway(self, id_tokens, on_end)
         self._num_incarnations += 1
@@ -112,6 +110,18 @@ class SimCell:
         back_in_s = self.spec.restart_s if back_in_s is None else back_in_s
         self.queue.at(self.now + max(back_in_s, self.spec.notice_s), self._start, node_id)
 
+    def set_role(self, node_id: str, role: Role) -> None:
+        """Give a node another role. ConfigError says why that cannot be."""
+        error = self.coordinator.change_role(node_id, role, migrate=True, now=self.now)
+        self._act()
+        if error:
+            raise ConfigError(error)
+
+    def catch_up(self) -> None:
+        """Let all nodes have committed the steps that are over, for who wants to look at them."""
+        for member in self.members.values():
+            member.catch_up()
+
     def nodes(self) -> list[SimNode]:
         """Those that compute, in order of their ids' making."""
         return [member for member in self.members.values() if isinstance(member, SimNode)]
@@ -129,17 +139,12 @@ class SimCell:
         self.to_coordinator(member, member.hello)
 
     def _make_node(self, node_id: str, group: NodeGroup, host: str) -> SimNode:
-        config = self.spec.config
-        scheduler, cluster, cache = config.scheduler, config.cluster, config.cache
-        max_num_seqs = group.max_num_seqs or scheduler.max_num_seqs
-        limits = NodeLimits(
-            max_num_batched_tokens=group.max_num_batched_tokens or scheduler.token_budget("cuda"),
-            max_num_seqs=max_num_seqs,
-            order=OrderPolicy(scheduler.prefill_order, scheduler.aging_s),
-            watermark=scheduler.watermark,
-            lease_s=cluster.lease_s,
-            heartbeat_s=cluster.heartbeat_s,
-            fetch=config.pool.fetch,
+        config, cache = self.spec.config, self.spec.config.cache
+        limits = node_limits(config, "cuda")
+        limits = replace(
+            limits,
+            max_num_batched_tokens=group.max_num_batched_tokens or limits.max_num_batched_tokens,
+            max_num_seqs=group.max_num_seqs or limits.max_num_seqs,
         )
         pool = BlockPool(
             group.num_blocks, cache.block_size, prefix_cache=cache.prefix_cache, log=BlockLog()
@@ -149,7 +154,7 @@ class SimCell:
         hello = NodeHello(
             node_id, group.role, self._num_incarnations, {}, LAYOUT, group.num_blocks,
             cache.block_size, config.model.max_model_len or group.num_blocks * cache.block_size,
-            max_num_seqs, 0, host, "cuda",
+            limits.max_num_seqs, 0, host, "cuda",
         )  # fmt: skip
         rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
         return SimNode(self, core, outbox, hello, group.cost, group.block_bytes, rng)
@@ -157,11 +162,8 @@ class SimCell:
     def _make_pool(self, pool_id: str, host: str) -> SimPool:
         spec, pools = self.spec, self.spec.pools
         assert pools is not None
-        cluster, group = spec.config.cluster, spec.groups[0]
-        limits = PoolLimits(
-            pools.num_pages, pools.num_slots, lease_s=cluster.lease_s,
-            heartbeat_s=cluster.heartbeat_s,
-        )  # fmt: skip
+        group = spec.groups[0]
+        limits = pool_limits(spec.config, pools.num_pages, pools.num_slots)
         disk = self._disks.setdefault(pool_id, SimDisk(pools.disk))
         core = PoolCore(pool_id, limits)
         core.recovered(disk.recover())
@@ -280,14 +282,17 @@ class SimCell:
         if receiver is None or receiver.epoch != push.receiver_epoch:
             self.queue.at(self.now + self.spec.latency_s, self._failed, sender, push)
             return self.now
-        near = sender.hello.host == receiver.hello.host
-        path = self.spec.near if near else self.spec.far
+        link = self._link(sender, near=sender.hello.host == receiver.hello.host)
         num_bytes = len(push.src) * sender.block_bytes
-        begins, ends = self.links.push(
-            sender.id, receiver.id, num_bytes, path, sender.cost, self.now
-        )
+        begins, ends = self.links.push(sender.id, receiver.id, num_bytes, link, self.now)
         self.queue.at(ends, self._landed, sender, receiver, push, self.now)
         return begins
+
+    def _link(self, sender: SimMember, *, near: bool) -> Link:
+        key = id(sender.cost), near
+        if key not in self._known_links:
+            self._known_links[key] = self.spec.link(sender.cost, near=near)
+        return self._known_links[key]
 
     def withdraw(self, push: Push) -> bool:
         """A push that has not begun is not to take place; False if that was said before."""

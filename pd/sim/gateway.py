@@ -16,11 +16,12 @@ from pd.messages import (
     Message,
     Peers,
     Rejected,
+    Started,
     Submit,
     Welcome,
 )
 from pd.sim.outbox import Runs
-from pd.sim.prompts import Prompt, SimRequest, as_prompt
+from pd.sim.prompts import CompactPrompt, SimRequest, as_prompt
 from pd.timeline import Timeline
 from pd.types import SLO, SamplingParams
 from pd.workload.arrival import Arrival
@@ -67,7 +68,7 @@ class SimGateway:
         self.num_submitted += 1
         request_id = f"r{number}"
         # Below zero, where no trace has its ids.
-        prompt = Prompt(arrival.num_prompt, arrival.prefix, self._id_tokens, own=-1 - number)
+        prompt = CompactPrompt(arrival.num_prompt, arrival.prefix, self._id_tokens, own=-1 - number)
         request = SimRequest(
             request_id, GATEWAY, as_prompt(prompt), _params(arrival.num_output), arrival_s=now,
             tenant=arrival.tenant, priority=arrival.priority, slo=arrival.slo or SLO(),
@@ -97,6 +98,11 @@ class SimGateway:
             self.cell.note(
                 "place", message.request_id, prefill=message.prefill, decode=message.decode,
                 attempt=message.attempt,
+            )  # fmt: skip
+        elif isinstance(message, Started):
+            self.cell.note(
+                "handed over", message.request_id, moved_bytes=message.moved_bytes,
+                early_bytes=message.early_bytes, cached_tokens=message.cached_tokens,
             )  # fmt: skip
         elif isinstance(message, Welcome):
             self.epoch = message.epoch

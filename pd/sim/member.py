@@ -109,6 +109,11 @@ class SimMember(ABC):
         )
         self._after(now)
 
+    def catch_up(self) -> None:
+        """Bring the core to now."""
+        if not self.frozen:
+            self._before(self.cell.now)
+
     def freeze(self) -> None:
         """Do nothing until `thaw`, as if stopped by a signal."""
         self._before(self.cell.now)
@@ -122,8 +127,7 @@ class SimMember(ABC):
 
     def end(self) -> None:
         """The process is killed: what it had drawn until now has left it."""
-        if not self.frozen:
-            self._before(self.cell.now)
+        self.catch_up()
         self.alive = False
 
     # -------------------------------------------------------------- what differs

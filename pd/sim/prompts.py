@@ -2,9 +2,9 @@
 
 A trace names blocks of, say, 512 tokens by ids that stand for the whole prefix up to there. Making
 up 12,000 tokens for a prompt and hashing them three times, as the live system does, would take
-longer than all the decisions about it. So a simulated request has a `Prompt` where a real one has
-a tuple of tokens, and a `PrefixKeys` where a real cell has a `KeySpace`; the nodes, the router and
-the caches do not notice.
+longer than all the decisions about it. So a simulated request has a `CompactPrompt` where a real
+one has a tuple of tokens, and a cell a `PrefixKeys` where a real one has a `KeySpace`; the nodes,
+the router and the caches do not notice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY_MASK = (1 << 256) - 1
 _TOKEN_MASK = 0x7FFFFFFF
 
 
-class Prompt(Sequence[int]):
+class CompactPrompt(Sequence[int]):
     """`num_tokens` tokens, of which `ids` name every `id_tokens` and all before them.
 
     Beyond the ids' reach, and without any, the tokens are those of `own`, an id that no other
@@ -89,7 +89,7 @@ class Tokens(Sequence[int]):
 
     __slots__ = ("prompt", "num_drawn")
 
-    def __init__(self, prompt: Prompt, num_drawn: int) -> None:
+    def __init__(self, prompt: CompactPrompt, num_drawn: int) -> None:
         self.prompt = prompt
         self.num_drawn = num_drawn
 
@@ -139,12 +139,12 @@ class PrefixKeys(KeySpace):
 
 @dataclass(frozen=True, slots=True)
 class SimRequest(Request):
-    """A request whose `prompt` is a `Prompt`."""
+    """A request whose `prompt` is a `CompactPrompt`."""
 
     def tokens(self, output: tuple[int, ...] = ()) -> list[int]:
-        return cast("list[int]", Tokens(cast(Prompt, self.prompt), len(output)))
+        return cast("list[int]", Tokens(cast(CompactPrompt, self.prompt), len(output)))
 
 
-def as_prompt(prompt: Prompt) -> Any:
+def as_prompt(prompt: CompactPrompt) -> Any:
     """For `Request.prompt`, whose type is that of what travels between real processes."""
     return prompt

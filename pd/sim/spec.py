@@ -16,6 +16,9 @@ from pd.types import Role
 
 FailureKind = Literal["kill", "freeze", "slow"]
 
+NEAR = ("nccl", "shm", "tcp")
+FAR = ("rdma", "tcp", "nccl")
+
 
 @dataclass(frozen=True, slots=True)
 class NodeGroup:
@@ -77,8 +80,9 @@ class Failure:
 class CellSpec:
     """One cell. Times in seconds.
 
-    `latency_s` is that of every message; blocks between nodes of one host go by the cost models'
-    path `near`, others by `far`, unless `links` has that path. A supervisor notices the end of a
+    `latency_s` is that of every message. Blocks go by the path `near` between nodes of one host,
+    else by `far`, which are looked for in `links` and then in the sender's cost model; without a
+    name it is the first of `NEAR` or `FAR` that is there. A supervisor notices the end of a
     process after `notice_s`; one that hangs and is ended is back after `restart_s`. `jitter` is
     the standard deviation of a step's duration, as a share of it.
     """
@@ -87,8 +91,8 @@ class CellSpec:
     config: Config = field(default_factory=Config)
     pools: PoolGroup | None = None
     links: Mapping[str, Link] = field(default_factory=dict)
-    near: str = "shm"
-    far: str = "tcp"
+    near: str = ""
+    far: str = ""
     latency_s: float = 0.0002
     notice_s: float = 0.5
     restart_s: float = 30.0
@@ -105,6 +109,10 @@ class CellSpec:
         for name in ("latency_s", "notice_s", "restart_s", "jitter"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name):g}")
+        if len(self.node_ids()) > 1:
+            for group in self.groups:
+                self.link(group.cost, near=True)
+                self.link(group.cost, near=False)
         names = set(self.node_ids())
         for failure in self.failures:
             if failure.node not in names:
@@ -112,6 +120,19 @@ class CellSpec:
                     f"a failure of {failure.node}, which this cell does not have: it has "
                     f"{', '.join(sorted(names)[:8])}{' ...' if len(names) > 8 else ''}"
                 )
+
+    def link(self, cost: CostModel, *, near: bool) -> Link:
+        """How blocks leave a node of this cost model. ConfigError where there is no such path."""
+        named = self.near if near else self.far
+        wanted = (named,) if named else NEAR if near else FAR
+        links = {**cost.links, **self.links}
+        for path in wanted:
+            if path in links:
+                return links[path]
+        raise ConfigError(
+            f"no path '{' or '.join(wanted)}' for blocks {'on one host' if near else 'to others'}: "
+            f"the cost model has {', '.join(sorted(links)) or 'none'}; give the cell a link"
+        )
 
     @property
     def counts(self) -> dict[str, int]:

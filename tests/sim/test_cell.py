@@ -190,4 +190,4 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ConfigError, match="decode-7"):
         make_spec(failures=(Failure(1.0, "decode-7", "kill"),))
     with pytest.raises(ConfigError, match="no path 'rdma'"):
-        simulate(make_spec(far="rdma", near="rdma"), one(100, 5))
+        make_spec(far="rdma")

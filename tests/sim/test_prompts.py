@@ -6,21 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.prefix import KeySpace, block_hashes
-from pd.sim.prompts import TOKEN, PrefixKeys, Prompt, SimRequest, Tokens, as_prompt
+from pd.sim.prompts import TOKEN, CompactPrompt, PrefixKeys, SimRequest, Tokens, as_prompt
 from pd.types import Request, SamplingParams, Sequence, Work
 
 ROOT = b"r" * 32
 IDS = st.lists(st.integers(0, 5), max_size=6)
 
 
-def spelled(prompt: Prompt) -> list[int]:
+def spelled(prompt: CompactPrompt) -> list[int]:
     """Its tokens, one by one."""
     return [prompt[i] for i in range(len(prompt))]
 
 
 @given(IDS, st.integers(1, 40), st.integers(1, 9), st.integers(0, 30))
 def test_tokens_are_a_list(ids: list[int], num_prompt: int, id_tokens: int, drawn: int) -> None:
-    prompt = Prompt(num_prompt, tuple(ids), id_tokens, own=-1)
+    prompt = CompactPrompt(num_prompt, tuple(ids), id_tokens, own=-1)
     tokens, real = Tokens(prompt, 0), spelled(prompt)
     tokens.append(TOKEN)
     tokens.extend([TOKEN] * drawn)
@@ -42,8 +42,8 @@ def test_prompts_share_the_keys_of_what_they_share(
 ) -> None:
     """Two prompts whose first ids are the same have the same keys up to there, and no more."""
     common = tuple(range(shared))
-    first = Prompt(a, (*common, *range(100, 160)), id_tokens, own=-1)
-    second = Prompt(b, (*common, *range(200, 260)), id_tokens, own=-2)
+    first = CompactPrompt(a, (*common, *range(100, 160)), id_tokens, own=-1)
+    second = CompactPrompt(b, (*common, *range(200, 260)), id_tokens, own=-2)
     keys, others = first.keys(block_size, ROOT), second.keys(block_size, ROOT)
     assert len(keys) == a // block_size and len(set(keys)) == len(keys)
     expected = min(len(keys), len(others), shared * id_tokens // block_size)
@@ -54,12 +54,12 @@ def test_prompts_share_the_keys_of_what_they_share(
 
 
 def test_a_prompt_without_ids_is_like_no_other() -> None:
-    keys = [Prompt(64, (), 512, own=-1 - i).keys(16, ROOT) for i in range(3)]
+    keys = [CompactPrompt(64, (), 512, own=-1 - i).keys(16, ROOT) for i in range(3)]
     assert len({key for each in keys for key in each}) == 12
 
 
 def test_keys_depend_on_tenant_and_salt() -> None:
-    prompt, space = Prompt(64, (1,), 64, own=-1), PrefixKeys()
+    prompt, space = CompactPrompt(64, (1,), 64, own=-1), PrefixKeys()
     tokens = Tokens(prompt, 0)
     roots = [space.root(1, "a"), space.root(1, "b"), space.root(1, "a", "salt"), space.root(2, "a")]
     assert len({key for root in roots for key in space.block_keys(tokens, 16, root)}) == 16
@@ -71,7 +71,7 @@ def test_what_was_drawn_continues_the_chain_as_a_decode_node_makes_it() -> None:
     from kvstore.blocks import BlockPool
     from pd.types import Sampled
 
-    prompt = Prompt(10, (7, 8), 8, own=-1)
+    prompt = CompactPrompt(10, (7, 8), 8, own=-1)
     request = SimRequest("r", "g", as_prompt(prompt), SamplingParams(max_tokens=50))
     seq = Sequence(Work(request, (0,)), 0)
     seq.append(TOKEN)
