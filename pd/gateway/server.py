@@ -64,6 +64,12 @@ class GatewayServer:
     ) -> None:
         """Bind the port at once (ConfigError if that fails) and load the tokenizer."""
         tenants = Tenants(options.api_keys)
+        keyless = sorted(options.classes.tenants.keys() - set(options.api_keys.values()))
+        if keyless:
+            raise ConfigError(
+                f"slo.tenants gives tenant '{keyless[0]}' a class, but no key in gateway.api_keys "
+                "is that tenant's"
+            )
         self.options = options
         self.model = model or ServedModel.load(options.model_dir, options.model_name)
         self._socket = _bind(options.host, options.port)

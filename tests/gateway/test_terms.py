@@ -7,11 +7,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fake_cell import FakeCell
 from front import Front, eventually, serving
 from rejecting import reject_with
 
+from pd.errors import ConfigError
+from pd.gateway.server import GatewayOptions, GatewayServer
+from pd.messages import COORDINATOR
 from pd.policies.tenant_class import TenantClasses
-from pd.types import SLO, Request
+from pd.types import SLO, Peer, Request
 
 KEYS = {"key-a": "alice", "key-b": "bob", "key-c": "carol"}
 CLASSES = TenantClasses.parse(
@@ -49,6 +53,14 @@ def asked(front: Front, key: str, **body: object) -> Request:
     response = post(front, key, **body)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
     return front.cell.works[-1].request
+
+
+def test_a_class_for_a_tenant_without_a_key_is_a_mistake(text_model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="tenant 'bob' a class, but no key"):
+        GatewayServer(
+            GatewayOptions(text_model_dir, port=0, api_keys={"k": "alice"}, classes=LIMITED),
+            FakeCell(), Peer(COORDINATOR, 1),
+        )  # fmt: skip
 
 
 def test_targets_are_the_requests_then_the_classs_then_the_deployments(front: Front) -> None:
