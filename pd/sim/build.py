@@ -13,6 +13,7 @@ from pd.sim.spec import CellSpec, Failure, FailureKind, NodeGroup, PoolGroup
 from pd.types import Role
 
 KV_KEY = "kv_bytes_per_token"  # in what a cost model says about itself
+KV_TOKENS_KEY = "kv_tokens"  # that there is room for on a node
 _SHIPPED = Path(__file__).resolve().parent.parent / "cost" / "data"
 _KINDS: tuple[FailureKind, ...] = ("kill", "freeze", "slow")
 _DISK = Link(100e-6, 3e9)
@@ -51,25 +52,17 @@ def cell_spec(
             f"the cost model does not say how many bytes of KV a token takes ({KV_KEY}): say it"
         )
     block_bytes = max(1, round(per_token * config.cache.block_size))
-    if config.cache.kv_cache_gib is None:
-        raise ConfigError("a simulated node needs a size of its KV memory: set kv_cache_gib")
-    num_blocks = int(config.cache.kv_cache_gib * GIB) // block_bytes
-    if num_blocks < 1:
-        raise ConfigError(
-            f"kv_cache_gib = {config.cache.kv_cache_gib:g} is less than one block of "
-            f"{block_bytes / 2**20:.3g} MiB: set more"
-        )
     cluster = config.cluster
     counts: dict[Role, int] = {
         "prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed,
     }  # fmt: skip
     groups = tuple(
         NodeGroup(
-            role, count, hardware.costs.get(role, hardware.cost), num_blocks, block_bytes,
+            role, count, cost, _num_blocks(config, cost, block_bytes), block_bytes,
             per_host=hardware.per_host,
         )
         for role, count in counts.items()
-        if count
+        if count and (cost := hardware.costs.get(role, hardware.cost))
     )  # fmt: skip
     links = {"near": hardware.near, "far": hardware.far}
     given = {name: link for name, link in links.items() if link is not None}
@@ -84,6 +77,27 @@ def cell_spec(
         jitter=jitter,
         failures=tuple(failures),
     )
+
+
+def _num_blocks(config: Config, cost: CostModel, block_bytes: int) -> int:
+    """KV blocks of a node: as many as the configuration gives memory, or left to choose, as the
+    cost model says there is room for beside the weights."""
+    gib = config.cache.kv_cache_gib
+    if gib is None:
+        tokens = cost.about.get(KV_TOKENS_KEY)
+        if not isinstance(tokens, int) or tokens < config.cache.block_size:
+            raise ConfigError(
+                "a simulated node needs a size of its KV memory, and its cost model does not say "
+                f"one ({KV_TOKENS_KEY}): set kv_cache_gib"
+            )
+        return tokens // config.cache.block_size
+    num_blocks = int(gib * GIB) // block_bytes
+    if num_blocks < 1:
+        raise ConfigError(
+            f"kv_cache_gib = {gib:g} is less than one block of {block_bytes / 2**20:.3g} MiB: "
+            "set more"
+        )
+    return num_blocks
 
 
 def _pools(config: Config, hardware: Hardware, block_bytes: int) -> PoolGroup | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pd.config import Config
 from pd.gateway.record import RequestRecord
 from pd.messages import (
     Admitted,
@@ -59,6 +60,7 @@ class SimGateway:
         self.num_submitted = 0
         self.interruptions = 0
         self._id_tokens = id_tokens
+        self._slo = targets(cell.spec.config)
         self._on_end = on_end
 
     # -------------------------------------------------------------- clients
@@ -71,7 +73,7 @@ class SimGateway:
         prompt = CompactPrompt(arrival.num_prompt, arrival.prefix, self._id_tokens, own=-1 - number)
         request = SimRequest(
             request_id, GATEWAY, as_prompt(prompt), _params(arrival.num_output), arrival_s=now,
-            tenant=arrival.tenant, priority=arrival.priority, slo=arrival.slo or SLO(),
+            tenant=arrival.tenant, priority=arrival.priority, slo=arrival.slo or self._slo,
             session=arrival.session,
         )  # fmt: skip
         record = RequestRecord(request)
@@ -180,6 +182,14 @@ class SimGateway:
 
     def _send(self, message: Message) -> None:
         self.cell.to_coordinator(self, message)
+
+
+def targets(config: Config) -> SLO:
+    """The deployment's own, for requests that bring none."""
+    ttft_ms, tpot_ms = config.slo.ttft_ms, config.slo.tpot_ms
+    return SLO(
+        None if ttft_ms is None else ttft_ms / 1e3, None if tpot_ms is None else tpot_ms / 1e3
+    )
 
 
 @lru_cache(maxsize=1 << 14)

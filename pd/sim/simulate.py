@@ -23,13 +23,15 @@ def simulate(
     seed: int = 0,
     on_note: Note | None = None,
     on_progress: Callable[[int], None] | None = None,
+    stop: Callable[[Outcome], bool] | None = None,
 ) -> SimResult:
     """What becomes of every request. The same arguments give the same result, to the last bit.
 
-    `on_note` hears of what happens on the way, `on_progress` how many requests have ended.
+    `on_note` hears of what happens on the way, `on_progress` how many requests have ended. `stop`
+    is asked about each that ends, and ends the run early by saying so.
     PDError where requests neither end nor get anywhere for an hour of virtual time.
     """
-    return Run(spec, workload, seed, on_note, on_progress).result()
+    return Run(spec, workload, seed, on_note, on_progress, stop).result()
 
 
 class Run:
@@ -40,11 +42,13 @@ class Run:
         spec: CellSpec,
         workload: Workload,
         seed: int,
-        on_note: Note | None,
-        on_progress: Callable[[int], None] | None,
+        on_note: Note | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        stop: Callable[[Outcome], bool] | None = None,
     ) -> None:
         self._outcomes: list[Outcome] = []
         self._on_progress = on_progress
+        self._stop = stop
         self._moved_s = 0.0
         self.cell = SimCell(
             spec, id_tokens=workload.block_tokens, seed=seed, on_end=self._ended, on_note=on_note
@@ -75,6 +79,8 @@ class Run:
         self._left -= 1
         if self._on_progress is not None:
             self._on_progress(len(self._outcomes))
+        if self._stop is not None and self._stop(outcome):
+            self._left = 0
 
     def _over(self) -> bool:
         if self.cell.now - self._moved_s > STALL_S and self.cell.gateway.running:
