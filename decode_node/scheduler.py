@@ -10,6 +10,8 @@ from kvstore.prefix import chain
 from kvstore.table import num_blocks
 from pd.types import FinishReason, Sampled, Sequence
 
+MAX_STEPS = 1 << 20  # in a row
+
 
 class DecodeScheduler:
     """Continuous batching: every running sequence runs one token in every step.
@@ -92,12 +94,26 @@ class DecodeScheduler:
     def steps_ahead(self, decodes: tuple[Sequence, ...]) -> int:
         """How often the step in flight, of these sequences, can run in a row if nothing else
         happens: until one may end, or no block is free for one to grow into. 1 at least."""
-        if decodes != tuple(self.running.values()) or any(seq.stop_ids for seq in decodes):
+        if decodes != tuple(self.running.values()):
             return 1
-        steps = min((seq.params.max_tokens - seq.num_output for seq in decodes), default=1)
-        while steps > 1 and self._growth(steps) > self.pool.num_free:
+        steps = MAX_STEPS
+        for seq in decodes:
+            # The last token is there and not computed: it is what the step in flight runs.
+            left = seq.num_prompt + seq.params.max_tokens - seq.num_computed - 1
+            if left < steps:
+                steps = left
+            if seq.stop_ids:
+                return 1
+        while steps > 1 and not self._has_room(steps):
             steps //= 2
         return max(1, steps)
+
+    def _has_room(self, steps: int) -> bool:
+        """Whether there are blocks for so many steps in a row of all that run."""
+        size, num_free = self.pool.block_size, self.pool.num_free
+        return (
+            len(self.running) * (steps // size + 1) <= num_free or self._growth(steps) <= num_free
+        )
 
     def _growth(self, steps: int) -> int:
         """Blocks that so many steps take beside those that `plan` gave to the first."""
@@ -126,10 +142,12 @@ class DecodeScheduler:
             before = seq.num_computed // size
             seq.num_computed += times
             reason = seq.append(sampled.token, times)
-            if times > 1:
+            if seq.num_computed > len(seq.blocks) * size:  # several steps at once
                 self._grow(seq)
-            for block in range(before, seq.num_computed // size):
-                self._register(seq, block)
+            full = seq.num_computed // size
+            if full > before:
+                for block in range(before, full):
+                    self._register(seq, block)
             self.num_tokens += times
             if reason is not None:
                 self.remove(seq)
@@ -158,9 +176,8 @@ class DecodeScheduler:
     def _grow(self, seq: Sequence) -> None:
         """Give it the blocks of what it has computed."""
         lacking = num_blocks(seq.num_computed, self.pool.block_size) - len(seq.blocks)
-        if lacking > 0:
-            seq.blocks += self.pool.allocate(lacking)
-            seq.table_version += 1
+        seq.blocks += self.pool.allocate(lacking)
+        seq.table_version += 1
 
     def _register(self, seq: Sequence, block: int) -> None:
         """Make a block that has just become full findable by its prefix."""

@@ -22,7 +22,7 @@ from pd.errors import ConfigError
 from pd.limits import coordinator_limits, node_limits, pool_limits
 from pd.messages import COORDINATOR, GatewayHello, Message, NodeHello, Peers, Welcome
 from pd.node.core import NodeCore
-from pd.outbox import Kill, Send
+from pd.outbox import Decided, Kill, Send
 from pd.sim.events import EventQueue
 from pd.sim.gateway import GATEWAY, SimGateway
 from pd.sim.links import Links
@@ -71,6 +71,7 @@ class SimCell:
         self._incarnations: dict[int, SimMember | SimGateway] = {}
         self._known_links: dict[tuple[int, bool], Link] = {}
         self._withdrawn: set[int] = set()  # pushes that were cancelled before they began
+        self._to_tell: dict[SimMember | SimGateway, Peers] = {}
         self._known_peers: tuple[Peers | None, dict[str, int]] = (None, {})
         limits = coordinator_limits(spec.config, _KEYS)
         limits = replace(limits, status_s=NEVER_S)
@@ -258,9 +259,27 @@ class SimCell:
                     if known is None:
                         continue
                     incarnation = known.hello.incarnation
-                self._deliver(self._incarnations[incarnation], COORDINATOR, 0, message)
+                receiver = self._incarnations[incarnation]
+                if isinstance(message, Peers):
+                    self._tell_peers(receiver, message)
+                else:
+                    self._deliver(receiver, COORDINATOR, 0, message)
             elif isinstance(effect, Kill):
                 self._end(effect)
+            elif isinstance(effect, Decided):
+                self.note("decided", effect.what, reason=effect.reason, **effect.numbers)
+
+    def _tell_peers(self, receiver: SimMember | SimGateway, peers: Peers) -> None:
+        """What a process is told of the others replaces what it was told before: of a thousand
+        that join at once, each need only hear once."""
+        if not self._to_tell:
+            self.queue.at(self.now + self.spec.latency_s, self._tell_all)
+        self._to_tell[receiver] = peers
+
+    def _tell_all(self) -> None:
+        told, self._to_tell = self._to_tell, {}
+        for receiver, peers in told.items():
+            receiver.hear(COORDINATOR, 0, peers)
 
     def _end(self, kill: Kill) -> None:
         """The coordinator wants a process that hangs to be ended; it is started anew."""
