@@ -17,6 +17,8 @@ from pd.workload.arrival import Workload
 from pd.workload.outcome import Outcome, Summary, summarise
 from pd.workload.spec import WorkloadSpec
 
+_AT_ONCE = 0.1  # of a run's time, in which all its requests arrive
+
 
 class Progress(Protocol):
     """Where runs are shown as they go."""
@@ -107,8 +109,9 @@ async def search(
         measured = await bench.run(rate, goal=plan.goal)
         summary = measured.summary
         plan.add(
-            rate, summary.num_met, summary.num_requests, gave_up=measured.stopped_s is not None
-        )
+            rate, summary.num_met, summary.num_requests, gave_up=measured.stopped_s is not None,
+            all_at_once=measured.workload.duration_s < _AT_ONCE * summary.duration_s,
+        )  # fmt: skip
         runs.append(measured)
         after(measured)
     return runs

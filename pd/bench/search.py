@@ -21,6 +21,7 @@ class Trial:
     rate: float
     runs: list[tuple[int, int]] = field(default_factory=list)  # (met, all)
     gave_up: bool = False
+    all_at_once: bool = False
 
     @property
     def attainment(self) -> float:
@@ -40,9 +41,9 @@ class RateSearch:
     def __init__(
         self, start: float, *, goal: float = 0.9, tolerance: float = 0.05, repeats: int = 2
     ) -> None:
-        if not (start > 0 and 0 < goal <= 1 and tolerance > 0 and repeats >= 1):
+        if not (0 < start < math.inf and 0 < goal <= 1 and tolerance > 0 and repeats >= 1):
             raise ValueError(
-                f"a search needs a rate above 0, a goal in (0, 1], a tolerance above 0 and at "
+                f"a search needs a finite rate above 0, a goal in (0, 1], a tolerance above 0 and at "
                 f"least one run a rate, not {start}, {goal}, {tolerance}, {repeats}"
             )
         self.goal = goal
@@ -76,10 +77,21 @@ class RateSearch:
             return math.sqrt(best.rate * failing)
         if best is None:
             return failing / 2 if len(self.trials) <= _MOST_HALVINGS else None
+        if best.all_at_once:
+            return None  # a higher rate would be the same load
         return best.rate * 2 if len(self.trials) <= _MOST_DOUBLINGS else None
 
-    def add(self, rate: float, met: int, count: int, *, gave_up: bool = False) -> None:
-        """A run at `next_rate()`. One that was given up decides its rate."""
+    def add(
+        self,
+        rate: float,
+        met: int,
+        count: int,
+        *,
+        gave_up: bool = False,
+        all_at_once: bool = False,
+    ) -> None:
+        """A run at `next_rate()`. One that was given up decides its rate. `all_at_once` says that
+        nearly all requests were there before the first had ended: too few to tell rates apart."""
         trial = self._open()
         if trial is None:
             trial = Trial(rate)
@@ -88,6 +100,7 @@ class RateSearch:
             raise ValueError(f"a run at {rate}, where {trial.rate} was asked for")
         trial.runs.append((met, count))
         trial.gave_up = trial.gave_up or gave_up
+        trial.all_at_once = trial.all_at_once or all_at_once
 
     def _open(self) -> Trial | None:
         """The last rate, if it needs another run."""

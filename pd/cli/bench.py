@@ -259,9 +259,11 @@ def _answer(plan: Any) -> str:
     if best is None:
         lowest = min(each.rate for each in plan.trials)
         return f"no rate holds: even at {lowest:.3g} req/s fewer than {plan.goal:.0%} are in time"
-    bound = (
-        f"known to within {plan.tolerance:.0%}" if plan.bracketed else "and it may be higher still"
-    )
+    bound = f"known to within {plan.tolerance:.0%}"
+    if not plan.bracketed:
+        bound = "and it may be higher still"
+        if best.all_at_once:
+            bound += ": all requests came nearly at once, send more of them (--requests)"
     return (
         f"highest rate with {plan.goal:.0%} in time: {best.rate:.3g} req/s "
         f"({best.attainment:.1%} there), {bound}"

@@ -71,6 +71,14 @@ def test_a_run_that_was_given_up_fails_its_rate() -> None:
     assert plan.next_rate() == 2.0 and plan.best is None
 
 
+def test_rates_end_where_all_requests_come_at_once() -> None:
+    plan = RateSearch(1.0, repeats=1)
+    plan.add(1.0, 8, 8)
+    plan.add(2.0, 8, 8, all_at_once=True)
+    assert plan.next_rate() is None and not plan.bracketed
+    assert plan.best is not None and plan.best.rate == 2.0
+
+
 def test_a_lucky_run_above_a_failing_rate_is_not_the_best() -> None:
     plan = RateSearch(1.0, repeats=1, tolerance=0.5)
     plan.add(1.0, 100, 100)

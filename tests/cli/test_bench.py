@@ -74,6 +74,14 @@ def test_a_search_says_what_it_found(capsys: Captured, tmp_path: Path) -> None:
     assert found["rate"] is None and found["bracketed"] and len(found["trials"]) == 7
 
 
+def test_a_search_of_too_few_requests_says_so(server: Front, capsys: Captured) -> None:
+    argv = ["bench", "--url", server.url, "--search", "--rate", "100", "--requests", "4"]
+    argv += ["--prompt", "4", "--output", "2", "--slo-ttft-ms", "60000", "--warmup", "0"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "highest rate with 90% in time" in out and "send more of them (--requests)" in out
+
+
 def test_two_servers_take_turns(server: Front, capsys: Captured) -> None:
     other = OddServer(step_s=0.02)
     with serving_app(other) as url:
