@@ -3,7 +3,8 @@
 
 1. Llama-3.1-8B on an RTX PRO 6000: a cost model fitted to published times of vLLM's kernels and
    one live node core on a virtual clock, against the 300 requests that vLLM really served.
-2. Disaggregated runs of two models on several GPUs: rooflines, against their mean TTFT and TPOT.
+2. Disaggregated runs of two models on several GPUs: rooflines, against their mean TTFT and TPOT,
+   alone and with two numbers calibrated on the runs of one kind of GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from benchlib.environment import environment
 from benchlib.report import percentile, show_table, write_json
-from fidelity.disagg import predict, runs
+from fidelity.disagg import NONE, calibrate, predict, runs
 from fidelity.gaps import MODEL, gaps, median_gap_s
 from fidelity.one_node import Asked, Served, serve
 from fidelity.published import DEFAULT_DIR, RTX, layer_tables
@@ -30,6 +31,7 @@ from pd.node.core import NodeLimits
 from pd.report.chart import Line, Panel, write_chart
 
 LIMITS = NodeLimits(max_num_batched_tokens=2048, max_num_seqs=128)
+CALIBRATED_ON = "h200_sxm"
 NUM_BLOCKS = 32768  # as many as the GPU has room for; none is ever preempted
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.mean,
@@ -113,33 +115,38 @@ def sensitivity(
 
 
 def disaggregated(folder: Path) -> dict[str, Any]:
-    """Errors by model and GPU, and all runs."""
-    listed, groups = [], {}
-    for run in runs(folder):
-        guess = predict(run)
-        if guess is None:
-            listed.append({"id": run.id, "skipped": "the roofline does not cover it"})
-            continue
-        ttft, tpot = guess.ttft_s / run.ttft_s - 1, guess.tpot_s / run.tpot_s - 1
-        groups.setdefault((run.model, "all"), []).append((ttft, tpot, guess.prefill_busy))
-        groups.setdefault((run.model, run.gpu), []).append((ttft, tpot, guess.prefill_busy))
-        listed.append(
-            {
-                "id": run.id, "model": run.model, "gpu": run.gpu, "backend": run.backend,
-                "precision": run.precision, "prompt": run.num_prompt, "output": run.num_output,
-                "concurrency": run.concurrency, "prefill": vars(run.prefill),
-                "decode": vars(run.decode), "measured_ttft_s": run.ttft_s,
-                "predicted_ttft_s": guess.ttft_s, "measured_tpot_s": run.tpot_s,
-                "predicted_tpot_s": guess.tpot_s, "prefill_busy": guess.prefill_busy,
-            }
-        )  # fmt: skip
-    return {
-        "groups": {f"{model} {gpu}": group(found) for (model, gpu), found in groups.items()},
-        "runs": listed,
-    }
+    """Errors by model and GPU: of rooflines alone, and of those calibrated on one GPU's runs."""
+    listed = list(runs(folder))
+    calibration = calibrate([run for run in listed if run.gpu == CALIBRATED_ON])
+    report: dict[str, Any] = {"calibrated_on": CALIBRATED_ON, "calibration": vars(calibration)}
+    for name, applied in (("roofline", NONE), ("calibrated", calibration)):
+        groups: dict[str, list[tuple[float, float]]] = {}
+        details = []
+        for run in listed:
+            guess = predict(run, applied)
+            if guess is None:
+                details.append({"id": run.id, "skipped": "the roofline does not cover it"})
+                continue
+            error = guess.ttft_s / run.ttft_s - 1, guess.tpot_s / run.tpot_s - 1
+            where = "calibrated on" if run.gpu == CALIBRATED_ON else "all others"
+            for label in (where, run.gpu):
+                groups.setdefault(f"{run.model}, {label}", []).append(error)
+            details.append(
+                {
+                    "id": run.id, "concurrency": run.concurrency, "prefill": vars(run.prefill),
+                    "decode": vars(run.decode), "measured_ttft_s": run.ttft_s,
+                    "predicted_ttft_s": guess.ttft_s, "measured_tpot_s": run.tpot_s,
+                    "predicted_tpot_s": guess.tpot_s,
+                }
+            )  # fmt: skip
+        report[name] = {
+            "groups": {label: group(found) for label, found in sorted(groups.items())},
+            "runs": details,
+        }
+    return report
 
 
-def group(found: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+def group(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
     report: dict[str, Any] = {"runs": len(found)}
     for place, metric in enumerate(("TTFT", "TPOT")):
         errors = [each[place] for each in found]
@@ -165,13 +172,23 @@ def show(one: dict[str, Any], many: dict[str, Any]) -> None:
     show_table("RTX PRO 6000, Llama-3.1-8B, 300 requests: error", headings, rows_)
     print(f"gaps: {one['gap_us_a_layer']:.1f} us a layer, {one['overhead_ms']:.2f} ms a step")
     rows_ = [
-        [name, str(each["runs"]),
-         *(f"{each[m]['median_error']:.0%} ({each[m]['median_bias']:+.0%})"
-           for m in ("TTFT", "TPOT"))]
-        for name, each in many["groups"].items()
+        [label, str(each["runs"]),
+         *(f"{kind['groups'][label][metric]['median_error']:.0%} "
+           f"({kind['groups'][label][metric]['median_bias']:+.0%})"
+           for kind in (many["roofline"], many["calibrated"])
+           for metric in ("TTFT", "TPOT"))]
+        for label, each in many["roofline"]["groups"].items()
     ]  # fmt: skip
-    headings = ["disaggregated runs", "number", "TTFT median error (bias)", "TPOT"]
-    show_table("published runs, rooflines", headings, rows_)
+    headings = [
+        "disaggregated runs",
+        "number",
+        "TTFT",
+        "TPOT",
+        "TTFT calibrated",
+        "TPOT calibrated",
+    ]
+    show_table("median error (bias) of rooflines", headings, rows_)
+    print(f"calibrated on {many['calibrated_on']}: {many['calibration']}")
 
 
 def draw(path: Path, real: Sequence[Served], predicted: Sequence[Served]) -> None:

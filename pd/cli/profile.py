@@ -9,6 +9,7 @@ from typing import Any
 
 from pd.cli.cell import table
 from pd.cli.load import check_model_dir
+from pd.cost.store import save_samples
 from pd.node.profiling import ProfileOptions, profile
 
 _FLAGS: tuple[tuple[str, Any, str], ...] = (
@@ -34,6 +35,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("cost_model.json"), metavar="FILE",
         help="where to write the model (default: cost_model.json)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE",
+        help="write the measured steps, too, as a list of JSON objects",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
             lambda done, of: bar.update(task, completed=done, total=of, visible=True),
         )
     found.model.save(args.out)
+    if args.samples is not None:
+        save_samples(found.samples, args.samples)
     _print(found.model.fit)
     print(args.out)
     return 0

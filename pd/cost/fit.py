@@ -8,26 +8,19 @@ errors, robust against outliers, and every phase weighs the same however often i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pd.cost.curve import Curve
-from pd.cost.load import PHASES, StepLoad
+from pd.cost.load import PHASES, Sample, StepLoad
 from pd.cost.model import Attention, CostModel
 from pd.cost.nnls import robust_nnls
 from pd.errors import ConfigError
 
 MIN_SAMPLES = 8  # of prefill and of decode steps each
 MIN_SIZES = 3  # different chunk sizes and batch sizes among them
+_CLOSEST = 1.15  # ratio of two knots
 _MAX_KNOTS = {"linear": 32, "output": 4, "decode": 16, "mixed": 10}
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One step: what it had to do, and the seconds it took."""
-
-    load: StepLoad
-    seconds: float
 
 
 def fit(
@@ -92,13 +85,20 @@ def _check(samples: Sequence[Sample]) -> None:
 
 def knots(values: Iterable[float], most: int) -> list[float]:
     """At most so many of the values, evenly spread over their logarithms, first and last among
-    them. A curve with a knot where nothing was measured could be anything there."""
+    them. A curve with a knot where nothing was measured could be anything there, and one with two
+    close together follows the noise between them."""
     distinct = sorted({value for value in values if value > 0})
-    if len(distinct) <= most:
-        return distinct
-    low, ratio = distinct[0], distinct[-1] / distinct[0]
-    wanted = [low * ratio ** (i / (most - 1)) for i in range(most)]
-    return sorted({_nearest(distinct, w) for w in wanted})
+    if len(distinct) > most:
+        low, ratio = distinct[0], distinct[-1] / distinct[0]
+        wanted = [low * ratio ** (i / (most - 1)) for i in range(most)]
+        distinct = sorted({_nearest(distinct, w) for w in wanted})
+    kept = distinct[:1]
+    for value in distinct[1:]:
+        if value >= _CLOSEST * kept[-1]:
+            kept.append(value)
+        elif value == distinct[-1] and len(kept) > 1:
+            kept[-1] = value
+    return kept if kept[-1:] == distinct[-1:] else [*kept, *distinct[-1:]]
 
 
 def _nearest(values: Sequence[float], wanted: float) -> float:

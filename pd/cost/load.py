@@ -81,3 +81,11 @@ class StepLoad:
         for seq in decodes:
             context += seq.num_computed
         return cls(tokens, pairs, len(plan.chunks), len(decodes), context, prefill_context)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured step: what it had to do, and the seconds it took."""
+
+    load: StepLoad
+    seconds: float

@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pd.cost.curve import Curve
+from pd.cost.load import Sample, StepLoad
 from pd.cost.model import FACTORS, Attention, CostModel, Link
 from pd.errors import ConfigError
 
@@ -73,13 +75,7 @@ def from_json(data: Any) -> CostModel:
 
 
 def read(path: str | Path) -> CostModel:
-    path = Path(path).expanduser()
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the cost model {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+    data = _read_json(path)
     try:
         return from_json(data)
     except ConfigError as error:
@@ -87,19 +83,50 @@ def read(path: str | Path) -> CostModel:
 
 
 def write(model: CostModel, path: str | Path) -> None:
-    path = Path(path).expanduser()
-    text = dumps(model)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write the cost model {path}: {error.strerror}") from error
+    _write_text(path, dumps(model))
+
+
+def save_samples(samples: Iterable[Sample], path: str | Path) -> None:
+    """Measured steps as a list of objects, one a line: a load's fields and `seconds`."""
+    lines = [json.dumps({**asdict(each.load), "seconds": each.seconds}) for each in samples]
+    _write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def load_samples(path: str | Path) -> list[Sample]:
+    """The opposite."""
+    names = {each.name for each in fields(StepLoad)} | {"seconds"}
+    samples = []
+    for row in _read_json(path):
+        if set(row) != names:
+            raise ConfigError(f"{path}: a step has {', '.join(sorted(names))}, not {row}")
+        seconds = row.pop("seconds")
+        samples.append(Sample(StepLoad(**row), seconds))
+    return samples
 
 
 def dumps(model: CostModel) -> str:
     """JSON with a line for each point of a curve."""
     text = json.dumps(to_json(model), indent=1, allow_nan=False)
     return _fold(text) + "\n"
+
+
+def _read_json(path: str | Path) -> Any:
+    path = Path(path).expanduser()
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+def _write_text(path: str | Path, text: str) -> None:
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _fold(text: str) -> str:

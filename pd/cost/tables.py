@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd.cost.fit import Sample
-from pd.cost.load import StepLoad
+from pd.cost.load import Sample, StepLoad
 from pd.cost.shape import ModelShape
 from pd.errors import ConfigError
 

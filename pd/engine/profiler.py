@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pd.cost.fit import Sample
+from pd.cost.load import Sample
 from pd.cost.sweep import Point
 from pd.types import (
     BatchPlan,

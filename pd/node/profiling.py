@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pd.cost.fit import Sample, errors, fit, split
+from pd.cost.fit import errors, fit, split
+from pd.cost.load import Sample
 from pd.cost.model import CostModel
 from pd.cost.sweep import Sweep
 from pd.errors import ConfigError
@@ -34,7 +35,7 @@ class ProfileOptions:
     max_tokens: int = 512
     max_batch: int = 64
     max_context: int = 2048
-    rounds: int = 5
+    rounds: int = 7
     links: bool = True
 
     def __post_init__(self) -> None:

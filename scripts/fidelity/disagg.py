@@ -1,19 +1,22 @@
-"""Published disaggregated runs, and what a roofline and two queues say of them.
+"""Published disaggregated runs, and what rooflines say of them.
 
-The runs are closed loops: always `concurrency` requests, each waiting for a prefill worker, then
-decoding on one of the decode workers. Mean value analysis of the prefill workers (Schweitzer and
-Seidmann's approximations) and the decode step at the batch that follows give TTFT and TPOT.
+The rows say the GPUs and workers of each role, the concurrency and the nominal lengths; a roofline
+for each role and a closed loop over them give the mean TTFT and TPOT. Two numbers that no data
+sheet has can be calibrated on some of the runs, to predict others.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pd.cost.load import StepLoad
+from fidelity.closed_loop import Loop
+from fidelity.closed_loop import run as closed_loop_run
 from pd.cost.model import CostModel
+from pd.cost.online import OnlineModel
 from pd.cost.shape import SHAPES
 from pd.cost.specs import GPUS, Precision, roofline
 from pd.cost.tables import rows
@@ -24,7 +27,6 @@ MODELS = {
     "moonshotai/Kimi-K2.5": "kimi-k2.5",
 }
 _SHAPES_OF_GPUS = {"h100_sxm": "h100", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
-_ROUNDS = 200
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,6 @@ class Run:
 class Predicted:
     ttft_s: float
     tpot_s: float
-    prefill_busy: float
 
 
 def runs(folder: Path) -> Iterator[Run]:
@@ -93,13 +94,56 @@ def _workers(row: dict[str, str], role: str) -> Workers:
     )
 
 
-def predict(run: Run) -> Predicted | None:
-    """None where the model does not cover the run, as where heads cannot be split so."""
+@dataclass(frozen=True)
+class Calibration:
+    """What data sheets do not say of an engine, as two numbers: how much longer a decode step is
+    than the roofline's, and what a hand-off adds to every first token."""
+
+    decode_factor: float = 1.0
+    handoff_s: float = 0.0
+
+
+NONE = Calibration()
+
+
+def predict(run: Run, calibration: Calibration = NONE) -> Predicted | None:
+    """None where the roofline does not cover the run, as where heads cannot be split so. A
+    prefill worker with dp takes as many prompts at once."""
     try:
         prefill, decode = (_model(run, workers) for workers in (run.prefill, run.decode))
     except ConfigError:
         return None
-    return closed_loop(run, prefill, decode)
+    loop = Loop(
+        run.concurrency, run.num_prompt, run.num_output, run.prefill.count, run.prefill.dp,
+        run.decode.count,
+    )  # fmt: skip
+    longer = OnlineModel(decode, {"decode": calibration.decode_factor})
+    ttft_s, tpot_s = closed_loop_run(loop, prefill, longer)
+    return Predicted(ttft_s + calibration.handoff_s, tpot_s)
+
+
+def calibrate(sample: Sequence[Run]) -> Calibration:
+    """The factor at which half of the predicted TPOT are too long, and then the hand-off at which
+    the median error of TTFT is least."""
+    found = NONE
+    for _ in range(3):  # longer steps thin out the prompts, which changes TTFT, and the batches
+        pairs = _pairs(sample, found)
+        ratio = statistics.median(run.tpot_s / guess.tpot_s for run, guess in pairs)
+        found = Calibration(found.decode_factor * ratio)
+    pairs = _pairs(sample, found)
+    handoffs_s = [step / 50 for step in range(100)]
+
+    def error(handoff_s: float) -> float:
+        return statistics.median(
+            abs((guess.ttft_s + handoff_s) / run.ttft_s - 1) for run, guess in pairs
+        )
+
+    return Calibration(found.decode_factor, min(handoffs_s, key=error))
+
+
+def _pairs(sample: Sequence[Run], calibration: Calibration) -> list[tuple[Run, Predicted]]:
+    guesses = ((run, predict(run, calibration)) for run in sample)
+    return [(run, guess) for run, guess in guesses if guess is not None]
 
 
 def _model(run: Run, workers: Workers) -> CostModel:
@@ -108,29 +152,3 @@ def _model(run: Run, workers: Workers) -> CostModel:
         gpu, SHAPES[run.model], tp=workers.tp, dp=workers.dp, precision=run.precision,
         kv_bytes=1.0 if run.precision != "bf16" else 2.0,
     )  # fmt: skip
-
-
-def closed_loop(run: Run, prefill: CostModel, decode: CostModel) -> Predicted:
-    """A prefill worker with dp takes as many prompts at once; its service is a step of them."""
-    at_once = run.prefill.dp
-    load = StepLoad()
-    for _ in range(at_once):
-        load += StepLoad.chunk(run.num_prompt)
-    service_s = prefill.step_s(load) / at_once
-    servers, num = run.prefill.count, run.concurrency
-    latency_s = prefill.step_s(load)
-    context = run.num_prompt + run.num_output / 2
-    tpot_s = decode.step_s(StepLoad.decode(1, int(context)))
-    waiting = 0.0
-    ttft_s = latency_s
-    rate = 0.0
-    for _ in range(_ROUNDS):
-        # Seidmann: servers as one that is as fast, after a delay of the rest of the service.
-        queue_s = service_s / servers * (1 + waiting * (num - 1) / num)
-        ttft_s = max(latency_s, latency_s - service_s / servers + queue_s)
-        rate = num / (ttft_s + run.num_output * tpot_s)
-        waiting = 0.5 * waiting + 0.5 * min(num, rate * queue_s)
-        batch = max(1.0, rate * run.num_output * tpot_s / run.decode.count)
-        step_s = decode.step_s(StepLoad.decode(round(batch), round(batch * context)))
-        tpot_s = 0.5 * tpot_s + 0.5 * step_s
-    return Predicted(ttft_s, tpot_s, min(1.0, rate * service_s / servers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pd.cost.fit import Sample
+from pd.cost.load import Sample
 from pd.cost.shape import SHAPES
 from pd.cost.specs import GPUS
 from pd.cost.tables import Operators, layer_samples

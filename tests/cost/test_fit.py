@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.cost.curve import Curve
-from pd.cost.fit import Sample, errors, fit, knots, split
+from pd.cost.fit import errors, fit, knots, split
+from pd.cost.load import Sample
 from pd.cost.model import Attention, CostModel, StepLoad
 from pd.cost.nnls import nnls
 from pd.cost.shape import SHAPES, shape_of

@@ -11,8 +11,10 @@ from tiny_model import write_tiny_model
 
 from kvstore.layout import KVLayout
 from pd.cli.main import main
-from pd.cost.fit import Sample, fit, split
+from pd.cost.fit import fit, split
+from pd.cost.load import Sample
 from pd.cost.model import CostModel, StepLoad
+from pd.cost.store import load_samples
 from pd.cost.sweep import Point, Sweep
 from pd.engine.profiler import Profiler
 from pd.errors import ConfigError
@@ -114,9 +116,8 @@ def test_a_tiny_model_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[
     model_dir = write_tiny_model(tmp_path / "tiny-model")
     out = tmp_path / "cost.json"
     sizes = ["--max-tokens", "32", "--max-batch", "8", "--max-context", "64", "--rounds", "1"]
-    code = main(
-        ["profile", str(model_dir), "--out", str(out), "--device", "cpu", "--threads", "1", *sizes]
-    )
+    files = ["--out", str(out), "--samples", str(tmp_path / "steps.json")]
+    code = main(["profile", str(model_dir), *files, "--device", "cpu", "--threads", "1", *sizes])
     said = capsys.readouterr()
     assert code == 0, said.err
     assert said.out.strip() == str(out) and "decode, held out" in said.err
@@ -124,6 +125,8 @@ def test_a_tiny_model_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert model.about["model"] == "tiny-model" and model.about["threads"] == 1
     assert model.fit["held out"]["all"]["samples"] > 0 and set(model.links) == {"shm", "tcp"}
     assert model.step_s(StepLoad.chunk(16)) > 0.0
+    steps = load_samples(tmp_path / "steps.json")
+    assert fit(steps).linear == model.linear
 
 
 @pytest.mark.parametrize("change", [{"rounds": 0}, {"kv_gib": 0.0}, {"threads": 0}])
