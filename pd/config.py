@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from kvstore.prefix import KeySpace
+from pd.config_balance import BalanceConfig
 from pd.config_front import GatewayConfig, SLOConfig
 from pd.errors import ConfigError
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
@@ -298,7 +299,7 @@ class TransferConfig(Section):
 
 SECTIONS: tuple[type[Section], ...] = (
     ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, PoolConfig, TransferConfig,
-    GatewayConfig, SLOConfig,
+    GatewayConfig, SLOConfig, BalanceConfig,
 )  # fmt: skip
 
 
@@ -314,6 +315,7 @@ class Config:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     slo: SLOConfig = field(default_factory=SLOConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any] | None = None, /, **overrides: Any) -> Config:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from pd.balancer import Balancer
 from pd.holders import Holders
 from pd.member import Gateway, Node
 from pd.members import Members
@@ -39,6 +40,7 @@ from pd.messages import (
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
+from pd.policies.balance import BalanceOptions
 from pd.policies.candidate import Candidate, Placement
 from pd.policies.early_reject import reject_early
 from pd.policies.fit import fits, never_fits
@@ -54,7 +56,8 @@ class CoordinatorLimits:
     """Bounds on waiting work, times in seconds, and how work is placed.
 
     `recovery_timeout_s` is how long interrupted work waits for a lost node to come back.
-    With predicted `admission` a request has to fit below the bound on the queue, too.
+    With predicted `admission` a request has to fit below the bound on the queue, too. With
+    `balance` nodes are given the roles that the load needs.
     """
 
     max_waiting_requests: int = 512
@@ -64,6 +67,7 @@ class CoordinatorLimits:
     router: RouterOptions = field(default_factory=RouterOptions)
     admission: Admission = "queue"
     admission_margin: float = 1.0
+    balance: BalanceOptions | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +97,9 @@ class Coordinator:
         self.holders = Holders(self.outbox)
         self.members = Members(self.outbox, limits.node_timeout_s, self.holders)
         self.router = Router(limits.router, self.members, self.holders)
+        self._balancer: Balancer | None = None
+        if limits.balance is not None:
+            self._balancer = Balancer(limits.balance, self.members, self.outbox)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         self._next_transfer_id = 1
@@ -161,6 +168,8 @@ class Coordinator:
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
             self._next_status = now
         self.members.tick(now)
+        if self._balancer is not None and self._balancer.tick(now) is not None:
+            self._next_status = now
         self.holders.tick(now)
         self._unpark(now)
         if now >= self._next_status:
@@ -209,6 +218,8 @@ class Coordinator:
         for index in work.indices:
             assignments[index] = Assignment(work, transfer_id, placement)
         self.router.sent(route, work, transfer_id)
+        if self._balancer is not None:
+            self._balancer.sent(prefill.id, route.work_s)
         if decode is not prefill:
             self.outbox.send(decode.id, Reserve(work, transfer_id, prefill.id, prefill.epoch))
         start = StartPrefill(work, transfer_id, decode.id, decode.epoch, route.sources)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pd.coordinator import Coordinator
 from pd.mailbox import Mailbox
 from pd.messages import CellStatus, GatewayHello, Heartbeat, Message, NodeHello, Welcome
-from pd.outbox import Kill, Send
+from pd.outbox import Decided, Kill, Send
 from pd.types import Peer
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,9 @@ class CoordinatorRunner:
             elif isinstance(effect, Kill):
                 log.error("ending %s: %s", effect.id, effect.reason)
                 self._kill(effect.id, effect.incarnation)
+            elif isinstance(effect, Decided):
+                numbers = " ".join(f"{key}={value:.3g}" for key, value in effect.numbers.items())
+                log.info("%s: %s (%s)", effect.what, effect.reason, numbers)
 
     def _send(self, to: str, message: Message) -> None:
         if not self._mailbox.send(to, message):

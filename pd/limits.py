@@ -8,6 +8,7 @@ from kvstore.prefix import KeySpace
 from pd.config import Config, Device
 from pd.coordinator import CoordinatorLimits
 from pd.node.core import NodeLimits
+from pd.policies.balance import BalanceOptions
 from pd.policies.order import OrderPolicy
 from pd.router import RouterOptions
 
@@ -23,6 +24,25 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
         ),
         admission=cluster.admission,
         admission_margin=cluster.admission_margin,
+        balance=balance_options(config),
+    )
+
+
+def balance_options(config: Config) -> BalanceOptions | None:
+    """What roles are changed by; None if they stay as they are."""
+    if not config.balance.balance:
+        return None
+    slo, options = config.slo.classes().deployment, BalanceOptions()
+    return BalanceOptions(
+        ttft_s=slo.ttft_s or options.ttft_s,
+        tpot_s=slo.tpot_s or options.tpot_s,
+        high=config.balance.balance_high,
+        window_s=config.balance.balance_window_s,
+        patience_s=config.balance.balance_patience_s,
+        cooldown_s=config.balance.balance_cooldown_s,
+        min_prefill=config.balance.min_prefill,
+        min_decode=config.balance.min_decode,
+        mixed=config.balance.balance_mixed,
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from pd.messages import GatewayHello, NodeHello, UsePool
 from pd.outbox import Kill
 from pd.policies.candidate import Candidate
 from pd.policies.pace import Pace
 from pd.policies.pools import Site
-from pd.types import NodeSnapshot, Peer
+from pd.types import NodeSnapshot, Peer, Role
 
 NO_POOL = UsePool("", 0)
 
@@ -55,6 +55,7 @@ class Node:
     found: Found = field(default_factory=Found)
     pool: UsePool | None = NO_POOL
     pace: Pace = field(default_factory=Pace)
+    former: Role | None = None  # its role before the last change
     _candidate: Candidate | None = None
 
     @property
@@ -89,8 +90,8 @@ class Node:
         self.credit.pop(transfer_id, None)
         self._candidate = None
 
-    def new_role(self) -> None:
-        """Its role in `hello` is another than before."""
+    def take_role(self, role: Role) -> None:
+        self.former, self.hello = self.hello.role, replace(self.hello, role=role)
         self._candidate = None
 
     @property

@@ -159,15 +159,14 @@ class Members:
             return f"there is no node {node_id!r} that serves; those that do: {known}"
         if role not in ("prefill", "decode", "mixed"):
             return f"a node that serves cannot become {role!r}: prefill, decode or mixed"
-        hello = node.hello
-        if hello.role == role:
+        old = node.hello.role
+        if old == role:
             return ""
-        node.hello = replace(hello, role=role)
+        node.take_role(role)
         # Whatever else comes back later, with the nodes that are up now the cell can serve then.
         if lacking := self.missing():
-            node.hello = hello
-            return f"{node_id} has to stay a {hello.role} node: then {lacking}"
-        node.new_role()
+            node.take_role(old)
+            return f"{node_id} has to stay a {old} node: then {lacking}"
         self._roles[node_id] = SetRole(role, migrate)
         self._tell_role(node_id, now)
         return ""

@@ -75,12 +75,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a query goes. `sources` have blocks that the prefill node lacks; `tokens` are what
-    the prompt costs that node, in tokens computed."""
+    """Where a query goes. `sources` have blocks that the prefill node lacks; `work_s` is what the
+    prompt costs that node, and `tokens` the same in tokens computed."""
 
     query: Query
     placement: Placement
     sources: tuple[Source, ...]
+    work_s: float
     tokens: int
     num_cached: int
     coverage: Coverage
@@ -123,11 +124,13 @@ class Router:
         decode = next(node for node in nodes if node.node_id == placement.decode)
         costs = typical.of(start.snapshot)
         found = coverage.get(start.layout, Coverage())
+        work_s = predict(start, prompt).work_s
         return Route(
             query,
             placement,
             self._sources(query, start, found, costs),
-            tokens=max(1, round(predict(start, prompt).work_s * costs.rate)),
+            work_s=work_s,
+            tokens=max(1, round(work_s * costs.rate)),
             num_cached=cached_blocks(start, prompt),
             coverage=found,
             forecast=forecast(start, decode, prompt) if prompt.has_targets else UNKNOWN,

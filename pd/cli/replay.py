@@ -9,7 +9,7 @@ from typing import Any
 
 from pd.errors import ConfigError
 from pd.messages import Admitted, Interrupted, Rejected, SetRole, UsePool
-from pd.outbox import Effect, Kill, Send
+from pd.outbox import Decided, Effect, Kill, Send
 
 # The messages that carry decisions; the others follow from these, or carry state.
 _DECISIONS = (Admitted, Rejected, Interrupted, SetRole, UsePool)
@@ -56,6 +56,9 @@ def decision_of(effect: Effect) -> dict[str, Any] | None:
     """What is worth a line, as plain data; None for what merely follows from decisions."""
     if isinstance(effect, Kill):
         return {"decision": "kill", "id": effect.id, "reason": effect.reason}
+    if isinstance(effect, Decided):
+        numbers = dict(effect.numbers)
+        return {"decision": "balance", "what": effect.what, "reason": effect.reason, **numbers}
     if not isinstance(effect, Send) or not isinstance(effect.message, _DECISIONS):
         return None
     message = effect.message
