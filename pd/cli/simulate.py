@@ -27,9 +27,9 @@ CONFIGURED = frozenset({
     "prefill_order", "aging_s", "fairness", "watermark", "prefill", "decode", "mixed",
     "heartbeat_s", "node_timeout_s", "recovery_timeout_s", "lease_s", "routing", "disaggregate",
     "admission", "admission_margin", "max_waiting_requests", "pool_dram_gib", "pool_disk_gib",
-    "fetch",
+    "fetch", "balance", "balance_mixed", "balance_high", "balance_window_s", "balance_patience_s",
+    "balance_cooldown_s", "min_prefill", "min_decode",
 })  # fmt: skip
-_DEFAULT_KV_GIB = 40.0
 
 DESCRIPTION = """\
 Run a workload through a cell on a virtual clock. The coordinator, schedulers, caches and hand-offs
@@ -102,7 +102,10 @@ def run(args: argparse.Namespace) -> int:
     given = config_flags(args)
     given.pop("seed", None)  # the workload's, not that of dummy weights
     if args.config is None:
-        given = {"kv_cache_gib": _DEFAULT_KV_GIB, "pool_dram_gib": 0, **given}
+        given = {"pool_dram_gib": 0, **given}
+    for name in ("ttft_ms", "tpot_ms"):  # what the cell aims at is what it is measured by
+        if getattr(args, f"slo_{name}") is not None:
+            given[name] = getattr(args, f"slo_{name}")
     if given.get("pool_disk_gib"):
         given.setdefault("pool_disk_dir", "/simulated")
     config = load_config(args.config, given)

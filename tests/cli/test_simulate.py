@@ -49,7 +49,7 @@ def test_events_tell_a_request_s_life(cost: str, tmp_path: Path, capsys: Capture
     printed(capsys, "--cost", cost, "--mixed", "2", "--events", str(path))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     life = [row["event"] for row in rows if row["id"] == "r3"]
-    assert life == ["submit", "place", "first token", "end"]
+    assert life == ["submit", "place", "prefilled", "first token", "end"]
     assert [row["t"] for row in rows] == sorted(row["t"] for row in rows)
 
 
@@ -89,3 +89,5 @@ def test_mistakes_are_one_line(args: list[str], said: str, cost: str, capsys: Ca
 def test_a_cost_model_that_is_silent_on_kv_needs_to_be_told(cost: str, capsys: Captured) -> None:
     assert main(["simulate", *SMALL, "--cost", cost]) == 2
     assert "kv_bytes_per_token" in capsys.readouterr().err
+    assert main(["simulate", *SMALL, "--cost", cost, *CELL[:2]]) == 2
+    assert "kv_tokens" in capsys.readouterr().err
