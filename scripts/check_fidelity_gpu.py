@@ -23,7 +23,7 @@ from fidelity.gaps import MODEL, gaps, median_gap_s
 from fidelity.one_node import Asked, Served, serve
 from fidelity.published import DEFAULT_DIR, RTX, layer_tables
 
-from pd.cost.fit import fit
+from pd.cost.fit import DENSE_KNOTS, fit
 from pd.cost.model import CostModel
 from pd.cost.shape import SHAPES
 from pd.cost.tables import rows
@@ -76,7 +76,7 @@ def compare(real: Sequence[Served], predicted: Sequence[Served]) -> dict[str, An
 
 def one_gpu(folder: Path) -> tuple[dict[str, Any], list[Served], list[Served]]:
     """The report, what was measured and what was predicted with gaps."""
-    kernels = fit(layer_tables(folder))
+    kernels = fit(layer_tables(folder), max_knots=DENSE_KNOTS)
     layers = SHAPES["llama-3.1-8b"].layers
     of_others = gaps(folder)
     gap_s = median_gap_s(of_others)

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchlib.report import show_table
 from fidelity.published import DEFAULT_DIR, layer_tables, operator_tables
 
-from pd.cost.fit import fit
+from pd.cost.fit import DENSE_KNOTS, fit
 from pd.cost.library import names
 from pd.cost.model import CostModel
 from pd.cost.shape import SHAPES
@@ -37,14 +37,18 @@ LLMSERVINGSIM = {
 
 def from_operators(gpu: str, model: str, tp: int, folder: Path) -> CostModel:
     shape = SHAPES[model]
-    found = fit(operator_tables(folder, gpu).samples(shape, tp), about=about(model, gpu, tp))
+    found = fit(
+        operator_tables(folder, gpu).samples(shape, tp),
+        about=about(model, gpu, tp),
+        max_knots=DENSE_KNOTS,
+    )
     return finish(found, gpu, shape.layers, tp, AICONFIGURATOR)
 
 
 def from_layers(folder: Path) -> CostModel:
     model, gpu = "llama-3.1-8b", "rtx-pro-6000"
     layers = SHAPES[model].layers
-    found = fit(layer_tables(folder), about=about(model, gpu, 1))
+    found = fit(layer_tables(folder), about=about(model, gpu, 1), max_knots=DENSE_KNOTS)
     return finish(found, gpu, layers, 1, LLMSERVINGSIM)
 
 

@@ -27,6 +27,7 @@ MODELS = {
     "moonshotai/Kimi-K2.5": "kimi-k2.5",
 }
 _SHAPES_OF_GPUS = {"h100_sxm": "h100", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
+_MOST_REQUESTS = 5000  # in a loop of ten times its concurrency, as the published runs have; or 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def predict(run: Run, calibration: Calibration = NONE) -> Predicted | None:
         return None
     loop = Loop(
         run.concurrency, run.num_prompt, run.num_output, run.prefill.count, run.prefill.dp,
-        run.decode.count,
+        run.decode.count, waves=max(3, min(10, _MOST_REQUESTS // run.concurrency)),
     )  # fmt: skip
     longer = OnlineModel(decode, {"decode": calibration.decode_factor})
     ttft_s, tpot_s = closed_loop_run(loop, prefill, longer)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fidelity.published import operator_tables
-from pd.cost.fit import fit
+from pd.cost.fit import DENSE_KNOTS, fit
 from pd.cost.load import StepLoad
 from pd.cost.model import CostModel
 from pd.cost.shape import SHAPES
@@ -45,7 +45,7 @@ def gaps(folder: Path) -> list[Gap]:
     for row in runs(folder):
         tp, prompt, output = int(row["tp_size"]), int(row["isl"]), int(row["osl"])
         if tp not in models:
-            models[tp] = fit(operators.samples(SHAPES[MODEL], tp))
+            models[tp] = fit(operators.samples(SHAPES[MODEL], tp), max_knots=DENSE_KNOTS)
         kernels_s = closed_loop_tpot_s(models[tp], BATCH, prompt, output)
         measured_s = float(row["silicon_tpot_ms"]) * 1e-3
         found.append(Gap(tp, prompt, output, measured_s, kernels_s))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pd.cost.curve import Curve
-from pd.cost.fit import fit
+from pd.cost.fit import DENSE_KNOTS, fit
 from pd.cost.model import Attention, CostModel
 from pd.node.core import NodeLimits
 
@@ -70,7 +70,7 @@ def test_requests_on_a_gpu_that_is_not_here_are_predicted() -> None:
     asked = [
         Asked(float(r["arrival_s"]), int(r["input_toks"]), int(r["output_toks"])) for r in rows
     ]
-    model = replace(fit(layer_tables(DEFAULT_DIR)), overhead_s=32 * 20e-6)
+    model = replace(fit(layer_tables(DEFAULT_DIR), max_knots=DENSE_KNOTS), overhead_s=32 * 20e-6)
     served = serve(asked, model.step_s, LIMITS, num_blocks=32768)
     for metric, get, bound in (("ttft_ms", "ttft_s", 0.06), ("tpot_ms", "tpot_s", 0.03)):
         real = statistics.mean(float(row[metric]) for row in rows) * 1e-3
