@@ -33,8 +33,11 @@ class VirtualCounters:
         self._service: dict[str, float] = {}
         self._waiting: set[str] = set()
         self._last_to_leave: str | None = None
-        # May hold values that have grown since: a tenant's newest is the largest of its own.
-        self._heap: list[tuple[float, str]] = []
+        # Service, and of equals who came back last: the others have been served meanwhile. May hold
+        # values that have grown since: a tenant's newest is the largest of its own.
+        self._heap: list[tuple[float, int, str]] = []
+        self._turns: dict[str, int] = {}  # of those that wait, when they came back; falling
+        self._num_joined = 0
 
     def service(self, tenant: str) -> float:
         return self._service.get(tenant, 0.0)
@@ -47,32 +50,38 @@ class VirtualCounters:
         floor = 0.0 if least is None else self.service(least)
         self._service[tenant] = max(self.service(tenant), floor)
         self._waiting.add(tenant)
-        heapq.heappush(self._heap, (self._service[tenant], tenant))
+        self._num_joined += 1
+        self._turns[tenant] = -self._num_joined
+        heapq.heappush(self._heap, self._entry(tenant))
         if len(self._service) > 2 * len(self._waiting) + _SLACK:
             self._forget_those_behind(floor)
 
     def leaves(self, tenant: str) -> None:
         """Nothing of it waits any more."""
         self._waiting.discard(tenant)
+        self._turns.pop(tenant, None)
         self._last_to_leave = tenant
 
     def charge(self, tenant: str, cost: float) -> None:
         self._service[tenant] = self.service(tenant) + cost
         if tenant in self._waiting:
-            heapq.heappush(self._heap, (self._service[tenant], tenant))
+            heapq.heappush(self._heap, self._entry(tenant))
             if len(self._heap) > 2 * len(self._waiting) + _SLACK:
-                self._heap = [(self._service[each], each) for each in self._waiting]
+                self._heap = [self._entry(each) for each in self._waiting]
                 heapq.heapify(self._heap)
 
     def least(self) -> str | None:
         """Of the tenants that wait the one that was given least; None if nobody waits."""
         heap = self._heap
         while heap:
-            service, tenant = heap[0]
-            if tenant in self._waiting and service == self._service[tenant]:
+            tenant = heap[0][2]
+            if tenant in self._waiting and heap[0] == self._entry(tenant):
                 return tenant
             heapq.heappop(heap)
         return None
+
+    def _entry(self, tenant: str) -> tuple[float, int, str]:
+        return self._service[tenant], self._turns[tenant], tenant
 
     def _forget_those_behind(self, floor: float) -> None:
         """Whoever has less than `floor` and does not wait would be lifted to it at least."""
@@ -133,10 +142,13 @@ class FairQueue(WaitingQueue[T], Generic[T]):
     def passes(
         self, work: Work, arrived: float, begun: Work, begun_arrived: float, now: float
     ) -> bool:
-        """Nobody's prompt is put off, once begun, for another tenant's."""
-        return work.request.tenant == begun.request.tenant and super().passes(
-            work, arrived, begun, begun_arrived, now
-        )
+        """A prompt that has begun is put off for no longer one of another tenant, and only while
+        that tenant was given no more, this prompt included: for about its own length at most."""
+        tenant, other = work.request.tenant, begun.request.tenant
+        if tenant == other:
+            return super().passes(work, arrived, begun, begun_arrived, now)
+        no_more = self.counters.service(tenant) <= self.counters.service(other)
+        return no_more and work.num_tokens <= begun.num_tokens
 
 
 def waiting_queue(policy: OrderPolicy) -> WaitingQueue[T]:

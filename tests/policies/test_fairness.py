@@ -166,7 +166,7 @@ def test_the_policys_order_holds_within_a_tenant() -> None:
     while (first := queue.peek(3.0)) is not None:
         queue.take(first, len(first.work.request.prompt))
         order.append(first)
-    assert order == [short, other, long]
+    assert order == [other, short, long]
     assert len(queue) == 0 and list(queue) == [] and not queue.remove(long)
 
 
@@ -180,14 +180,27 @@ def test_what_is_removed_unserved_costs_nothing() -> None:
     assert queue.peek(1.0) is stays and len(queue) == 1
 
 
-def test_a_prompt_that_has_begun_is_not_put_off_for_another_tenants() -> None:
+def test_what_has_begun_is_put_off_for_shorter_prompts_of_who_was_given_no_more() -> None:
     queue: FairQueue[Job] = FairQueue(OrderPolicy("sjf"))
-    begun = job("a", 50, 1).work
-    assert queue.passes(job("a", 5, 1).work, 1.0, begun, 0.0, 2.0)
-    assert not queue.passes(job("b", 5, 1).work, 1.0, begun, 0.0, 2.0)
+    begun, short, long = job("a", 50, 1).work, job("b", 5, 1).work, job("b", 51, 1).work
+    assert queue.passes(job("a", 5, 1).work, 1.0, begun, 0.0, 2.0), "the policy decides"
+    queue.counters.charge("a", 50.0)
+    assert queue.passes(short, 1.0, begun, 0.0, 2.0)
+    assert not queue.passes(long, 1.0, begun, 0.0, 2.0)
+    queue.counters.charge("b", 51.0)
+    assert not queue.passes(short, 1.0, begun, 0.0, 2.0)
     plain: WaitingQueue[Job] = waiting_queue(OrderPolicy("sjf"))
     assert not isinstance(plain, FairQueue)
-    assert plain.passes(job("b", 5, 1).work, 1.0, begun, 0.0, 2.0)
+    assert plain.passes(short, 1.0, begun, 0.0, 2.0)
+
+
+def test_of_equals_who_came_back_last_is_first() -> None:
+    counters = VirtualCounters()
+    for tenant in ("a", "b", "c"):
+        counters.joins(tenant)
+    assert counters.least() == "c"
+    counters.charge("c", 1.0)
+    assert counters.least() == "b"
 
 
 @given(
