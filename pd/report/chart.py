@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 
 _WIDTH, _HEIGHT = 470, 330  # of a panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 64, 52
-_INK, _PALE, _GRID = "#0f172a", "#475569", "#e2e8f0"
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 64, 52
+INK, PALE, GRID = "#0f172a", "#475569", "#e2e8f0"
 _TARGET_TICKS = 6
 
 
@@ -64,7 +64,7 @@ def chart_svg(title: str, panels: Sequence[Panel], columns: int = 0) -> str:
         'font-family="Helvetica, Arial, sans-serif" font-size="12">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="22" font-size="15" font-weight="bold" fill="{_INK}">'
+        f'<text x="{_LEFT}" y="22" font-size="15" font-weight="bold" fill="{INK}">'
         f"{escape(title)}</text>",
     ]
     for place, panel in enumerate(panels):
@@ -92,21 +92,21 @@ def _panel(panel: Panel) -> str:
         return _HEIGHT - _BOTTOM - min(1.0, y / y_max) * (_HEIGHT - _TOP - _BOTTOM)
 
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    parts = [f'<text x="{_LEFT}" y="{_TOP - 12}" fill="{_INK}">{escape(panel.title)}</text>']
+    parts = [f'<text x="{_LEFT}" y="{_TOP - 12}" fill="{INK}">{escape(panel.title)}</text>']
     for tick in range(round(y_max / step) + 1):
         y = y_of(tick * step)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="{_GRID}"/>')
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="{GRID}"/>')
         parts.append(_text(_LEFT - 6, y + 4, f"{tick * step:g}", "end"))
     for value, label in ticks:
         x = x_of(value)
-        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="{_PALE}"/>')
+        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="{PALE}"/>')
         parts.append(_text(x, bottom + 17, label))
-    parts.append(f'<path d="M{_LEFT} {bottom}H{right}" stroke="{_PALE}"/>')
+    parts.append(f'<path d="M{_LEFT} {bottom}H{right}" stroke="{PALE}"/>')
     parts.append(_text((_LEFT + right) / 2, bottom + 36, panel.x_label))
     middle = (_TOP + bottom) / 2
     parts.append(
         f'<text transform="translate(16 {middle:.1f}) rotate(-90)" text-anchor="middle" '
-        f'fill="{_PALE}">{escape(panel.y_label)}</text>'
+        f'fill="{PALE}">{escape(panel.y_label)}</text>'
     )
     for line in panel.lines:
         places = [f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in line.points]
@@ -166,7 +166,7 @@ def _stroke(line: Line) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{_PALE}">{escape(text)}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{PALE}">{escape(text)}</text>'
     )
 
 

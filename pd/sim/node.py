@@ -94,6 +94,10 @@ class SimNode(SimMember):
     def _flush(self, now: float) -> None:
         """`now` is when what left the core did so: tokens may be of steps that ended earlier."""
         runs = self._outbox.drain_tokens()
+        if self._outbox.prompts:
+            for request_id, fetch_s, compute_s in self._outbox.prompts:
+                self.cell.note("prefilled", request_id, fetch_s=fetch_s, compute_s=compute_s)
+            self._outbox.prompts.clear()
         if runs:
             self.cell.tokens(self, runs, now)
         for effect in self.core.drain():

@@ -15,9 +15,13 @@ class RunOutbox(Outbox):
     def __init__(self, node_id: str) -> None:
         super().__init__(node_id)
         self._runs: Runs = []
+        self.prompts: list[tuple[str, float, float]] = []  # (request, fetch, compute), seconds
 
     def token(self, gateway: str, event: TokenEvent, count: int = 1) -> None:
         self._runs.append((event, count))
+
+    def prefilled(self, gateway: str, request_id: str, fetch_s: float, compute_s: float) -> None:
+        self.prompts.append((request_id, fetch_s, compute_s))
 
     def drain_tokens(self) -> Runs:
         runs, self._runs = self._runs, []
