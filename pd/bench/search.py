@@ -43,8 +43,8 @@ class RateSearch:
     ) -> None:
         if not (0 < start < math.inf and 0 < goal <= 1 and tolerance > 0 and repeats >= 1):
             raise ValueError(
-                f"a search needs a finite rate above 0, a goal in (0, 1], a tolerance above 0 and at "
-                f"least one run a rate, not {start}, {goal}, {tolerance}, {repeats}"
+                "a search needs a finite rate above 0, a goal in (0, 1], a tolerance above 0 and "
+                f"at least one run a rate, not {start}, {goal}, {tolerance}, {repeats}"
             )
         self.goal = goal
         self.tolerance = tolerance

@@ -140,4 +140,6 @@ def _times(spread: Spread) -> tuple[str, ...]:
 
 
 def _ms(seconds: float) -> str:
-    return "-" if math.isnan(seconds) else f"{seconds * 1e3:.3g}"
+    if math.isnan(seconds):
+        return "-"
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"

@@ -30,7 +30,7 @@ def test_any_points_are_drawn_within_the_picture(
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     assert len(series) * 470 >= width >= 470 and height >= 330
     for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg):
-        assert 56 <= float(x) <= 456 and 64 <= float(y) <= 278
+        assert 56 <= float(x) <= 448 and 64 <= float(y) <= 278
     assert "nan" not in svg and "inf" not in svg
 
 
