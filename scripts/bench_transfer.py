@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +42,7 @@ from pd.types import Peer
 CLUSTER = 1
 SMOLLM2 = KVLayout("float32", 30, 3, 64, 16, "smollm2-135m")
 FRAME_BYTES = 4 << 20  # as the zmq transport sends them
+TRANSPORTS = ("inproc", "shm", "zmq", "torch", "nixl")
 COPY, RAW = "memory copy", "raw ZeroMQ"
 Run = Callable[[int], float]  # number of blocks -> seconds
 
@@ -238,20 +239,19 @@ def cpu_seconds(pids: tuple[int, ...]) -> float:
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
-def measure(num_blocks: int, rounds: int) -> list[dict[str, object]]:
+def measure(names: Sequence[str], num_blocks: int, rounds: int) -> list[dict[str, object]]:
     candidates = [
         memory_copy(num_blocks, shared=True),
         memory_copy(num_blocks, shared=False),
         raw_zmq(num_blocks, rounds),
         raw_zmq(num_blocks, rounds, stored=True),
-        raw_zmq(num_blocks, rounds, secret=True),
-        *(
-            transport(name, verify, num_blocks, rounds)
-            for name in ("inproc", "shm", "zmq", "torch", *(["nixl"] if find_spec("nixl") else []))
-            for verify in (True, False)
-        ),
-        transport("zmq", True, num_blocks, rounds, secret=True),
+        *(transport(name, ok, num_blocks, rounds) for name in names for ok in (True, False)),
     ]
+    if "zmq" in names:
+        candidates += [
+            raw_zmq(num_blocks, rounds, secret=True),
+            transport("zmq", True, num_blocks, rounds, secret=True),
+        ]
     rows: list[dict[str, object]] = []
     try:
         times: dict[tuple[str, int], list[float]] = {}
@@ -307,6 +307,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, default=128, help="blocks of a long transfer")
     parser.add_argument("--rounds", type=int, default=9, help="rounds; the first does not count")
+    parser.add_argument(
+        "--transports", nargs="+", choices=TRANSPORTS, help="default: all that are installed",
+        default=[name for name in TRANSPORTS if name != "nixl" or find_spec("nixl")],
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, default=Path("benchmarks/transfer.json"))
     parser.add_argument("--receive", help=argparse.SUPPRESS)
     parser.add_argument("--no-verify", action="store_true", help=argparse.SUPPRESS)
@@ -320,7 +324,7 @@ def main() -> None:
             arguments.secret,
         )  # fmt: skip
         return
-    rows = measure(arguments.blocks, arguments.rounds)
+    rows = measure(arguments.transports, arguments.blocks, arguments.rounds)
     show(rows)
     record = {
         "machine": {
