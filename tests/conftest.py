@@ -34,7 +34,10 @@ ENDING_S = 10.0
 LIVE_TIMEOUT_S = 600
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        _share_out(items)
     for item in items:
         # A dozen processes load a model and compile kernels first, on a machine that may be busy.
         if item.get_closest_marker("live") and not item.get_closest_marker("timeout"):
@@ -48,6 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def _share_out(items: list[pytest.Item]) -> None:
+    """Between several pytest processes: all that needs Ray to one of them, and first, since it
+    mostly waits and takes longest; the other files as they come, each as a whole."""
+    items.sort(key=lambda item: item.get_closest_marker("live") is None)
+    for item in items:
+        group = "live" if item.get_closest_marker("live") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

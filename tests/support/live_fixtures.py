@@ -42,7 +42,10 @@ def ray_session() -> Iterator[None]:
     while (left := [p for p in started if _alive(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"processes left behind: {left}"
-    assert not orphaned_segments()
+    # Other tests make some on purpose, and end them.
+    while (orphans := orphaned_segments()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not orphans
 
 
 @pytest.fixture(scope="session")
