@@ -32,12 +32,14 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. `rate` is requests a second as they were sent; `stopped_s` as in `Run`."""
+    """One run. `rate` is requests a second as they were sent; `summary` is of the `counted`
+    outcomes, without those of the ramp; `stopped_s` as in `Run`."""
 
     url: str
     rate: float
     summary: Summary
     outcomes: tuple[Outcome, ...]
+    counted: tuple[Outcome, ...]
     workload: Workload
     stopped_s: float | None = None
 
@@ -81,10 +83,10 @@ class Bench:
             self.http, self.endpoint, workload, slo=self.slo, salt=self._salt(), goal=goal,
             progress=self.progress.update,
         )  # fmt: skip
-        counted = [each for each in run.outcomes if each.arrival.time_s >= self.ramp_s]
+        counted = tuple(each for each in run.outcomes if each.arrival.time_s >= self.ramp_s)
         measured = Measured(
-            self.endpoint.url, rate, summarise(counted, self.slo), tuple(run.outcomes), workload,
-            run.stopped_s,
+            self.endpoint.url, rate, summarise(counted, self.slo), tuple(run.outcomes), counted,
+            workload, run.stopped_s,
         )  # fmt: skip
         self.progress.end(measured)
         await settle(self.http, self.endpoint)

@@ -93,7 +93,7 @@ def search_data(plan: RateSearch) -> dict[str, Any]:
 
 def pooled(runs: Sequence[Measured], slo: SLO | None) -> Summary:
     """Runs one after another as one: all their requests, the sum of their durations."""
-    outcomes = [outcome for each in runs for outcome in each.outcomes]
+    outcomes = [outcome for each in runs for outcome in each.counted]
     duration_s = sum(each.summary.duration_s for each in runs)
     return replace(summarise(outcomes, slo), duration_s=duration_s)
 

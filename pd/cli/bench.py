@@ -19,6 +19,7 @@ from pd.errors import ConfigError
 
 if TYPE_CHECKING:
     from pd.bench.measure import Bench, Measured
+    from pd.cli.bench_output import RunProgress
     from pd.workload.spec import WorkloadSpec
 
 DESCRIPTION = """\
@@ -140,6 +141,22 @@ def run(args: argparse.Namespace) -> int:
 async def _bench(
     args: argparse.Namespace, spec: WorkloadSpec, rates: Sequence[float], plan: Any
 ) -> int:
+    from pd.cli.bench_output import RunProgress
+
+    progress = RunProgress()
+    try:
+        return await _measured(args, spec, rates, plan, progress)
+    finally:
+        progress.close()
+
+
+async def _measured(
+    args: argparse.Namespace,
+    spec: WorkloadSpec,
+    rates: Sequence[float],
+    plan: Any,
+    progress: RunProgress,
+) -> int:
     from pd.bench.endpoint import open_client
     from pd.bench.measure import compare, search, sweep
 
@@ -147,10 +164,10 @@ async def _bench(
     salt = secrets.randbits(40) if args.salt is None else args.salt
     second_url = _second_url(args.compare) if args.compare else ""
     async with open_client(url, args.timeout_s) as http:
-        bench = await _prepared(args, http, url, spec, salt)
+        bench = await _prepared(args, http, url, spec, salt, progress)
         if args.compare:
             async with open_client(second_url, args.timeout_s) as other:
-                second = await _prepared(args, other, second_url, spec, salt)
+                second = await _prepared(args, other, second_url, spec, salt, progress)
                 # Both are sent what both can take, or it would be no comparison.
                 longest = [each.spec.longest for each in (bench, second) if each.spec.longest]
                 for each in (bench, second):
@@ -168,12 +185,16 @@ async def _bench(
 
 
 async def _prepared(
-    args: argparse.Namespace, http: Any, url: str, spec: WorkloadSpec, salt: int
+    args: argparse.Namespace,
+    http: Any,
+    url: str,
+    spec: WorkloadSpec,
+    salt: int,
+    progress: RunProgress,
 ) -> Bench:
     """The server looked at and warmed up."""
     from pd.bench.endpoint import probe
     from pd.bench.measure import Bench
-    from pd.cli.bench_output import RunProgress
 
     endpoint = await probe(
         http, url, model=args.model, api_key=args.api_key, vocabulary=args.vocab_size,
@@ -182,7 +203,7 @@ async def _prepared(
     if endpoint.max_model_len is not None:
         most = min(spec.longest or endpoint.max_model_len, endpoint.max_model_len)
         spec = dataclasses.replace(spec, longest=most)
-    bench = Bench(http, endpoint, spec, slo_of(args), RunProgress(), salt, args.warmup, args.ramp_s)
+    bench = Bench(http, endpoint, spec, slo_of(args), progress, salt, args.warmup, args.ramp_s)
     await bench.warm_up()
     return bench
 
