@@ -35,7 +35,7 @@ class Balancer:
             return None
         self._next_look = now + _LOOK_S
         serving = self._members.serving
-        leaving = {node.id: node.former for node in serving if node.former and not node.settled}
+        leaving = {node.id: node.former for node in serving if node.former}
         loads = self._watch.loads((node.candidate() for node in serving), now, leaving)
         change = balance(loads, self.state, self.options, now)
         if change is None:

@@ -55,7 +55,7 @@ class Node:
     found: Found = field(default_factory=Found)
     pool: UsePool | None = NO_POOL
     pace: Pace = field(default_factory=Pace)
-    former: Role | None = None  # its role before the last change
+    former: Role | None = None  # its role before a change that is under way
     _candidate: Candidate | None = None
 
     @property
@@ -91,12 +91,18 @@ class Node:
         self._candidate = None
 
     def take_role(self, role: Role) -> None:
-        self.former, self.hello = self.hello.role, replace(self.hello, role=role)
+        """Begin to change, or go back."""
+        old = self.hello.role
+        self.former = None if self.former == role else self.former or old
+        self.hello = replace(self.hello, role=role)
         self._candidate = None
 
     @property
     def settled(self) -> bool:
-        """Nothing is left here of what its role would not be sent."""
+        """No change of role is under way: what it did for the former one has ended or moved."""
+        return self.former is None
+
+    def _has_changed(self) -> bool:
         role, snapshot = self.hello.role, self.snapshot
         if role == "prefill":
             return snapshot.role == role and not (snapshot.num_running + snapshot.num_reserving)
@@ -105,6 +111,8 @@ class Node:
     def take_snapshot(self, snapshot: NodeSnapshot) -> None:
         self.snapshot = snapshot
         self.pace.observe(snapshot)
+        if self.former is not None and self._has_changed():
+            self.former = None
         for transfer_id in [t for t in self.credit if t <= snapshot.last_transfer_id]:
             del self.credit[transfer_id]
         self._candidate = None
