@@ -90,6 +90,18 @@ class Link:
                 f"{self.latency_s:g} s and {self.bytes_per_s:g} bytes/s"
             )
 
+    @classmethod
+    def through(cls, seconds: Mapping[int, float]) -> Link:
+        """The link whose times are nearest to these, {bytes: seconds}, in relative terms."""
+        weights = {size: taken**-2 for size, taken in seconds.items()}
+        total = sum(weights.values())
+        x = sum(weights[size] * size for size in seconds) / total
+        y = sum(weights[size] * taken for size, taken in seconds.items()) / total
+        rise = sum(weights[size] * (size - x) * (taken - y) for size, taken in seconds.items())
+        run = sum(weights[size] * (size - x) ** 2 for size in seconds)
+        slope = max(rise / run, 1e-15)
+        return cls(max(0.0, y - slope * x), 1.0 / slope)
+
 
 @dataclass(frozen=True)
 class CostModel:

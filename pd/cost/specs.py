@@ -109,9 +109,10 @@ def roofline(
 
 
 def links_of(gpu: GPU, gpus: int = 1, share: float = 0.7) -> dict[str, Link]:
-    """Ways for the blocks of a node of so many GPUs: to others of the same machine, to GPUs of
-    other machines, through host memory, and over a network of 100 Gbit/s that they share."""
+    """Ways for the blocks of a node of so many GPUs: within them, to others of the same machine,
+    to GPUs of other machines, through host memory, and over a network of 100 Gbit/s they share."""
     return {
+        "local": Link(10e-6, gpus * gpu.memory_bytes_s * share / 2),  # read and written
         "nccl": Link(20e-6, gpus * gpu.node_bytes_s * share),
         "rdma": Link(50e-6, gpus * gpu.network_bytes_s * share),
         "shm": Link(50e-6, gpus * gpu.host_bytes_s * share / 2),  # there and back

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pd.cost.load import Sample
+from pd.cost.model import Link
 from pd.cost.sweep import Point
 from pd.types import (
     BatchPlan,
@@ -20,6 +21,7 @@ from pd.types import (
 )
 from pd.types import Sequence as Seq
 
+_COPIES = (1, 4, 16, 64)
 _PARAMS = SamplingParams(temperature=0.0, max_tokens=1 << 20, ignore_eos=True)
 
 
@@ -75,6 +77,21 @@ class Profiler:
             Sample(point.load, statistics.median(taken))
             for point, taken in zip(points, times, strict=True)
         ]
+
+    def copies(self, block_bytes: int, rounds: int) -> Link:
+        """How fast the engine copies blocks within its arena."""
+        sizes = [size for size in _COPIES if 2 * size <= self._engine.num_blocks]
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for done in range(rounds + 1):
+            for size in sizes:
+                pairs = tuple((i, size + i) for i in range(size))
+                start = self._clock()
+                self._engine.execute(BatchPlan(copies=pairs))
+                if done:  # the first may compile
+                    times[size].append(self._clock() - start)
+        return Link.through(
+            {size * block_bytes: statistics.median(taken) for size, taken in times.items()}
+        )
 
     def plan(self, point: Point) -> BatchPlan:
         """The point's step, each of its sequences in blocks of its own."""

@@ -34,19 +34,7 @@ def _probe(layout: KVLayout, transport: str, rounds: int) -> Link:
     with _pair(layout, transport, rounds) as push:
         times = {size: [push(size) for _ in range(rounds)][1:] for size in _SIZES}
     medians = {size * layout.block_bytes: statistics.median(t) for size, t in times.items()}
-    return line(medians)
-
-
-def line(seconds: dict[int, float]) -> Link:
-    """The link whose times are nearest to these, {bytes: seconds}, in relative terms."""
-    weights = {size: taken**-2 for size, taken in seconds.items()}
-    total = sum(weights.values())
-    x = sum(weights[size] * size for size in seconds) / total
-    y = sum(weights[size] * taken for size, taken in seconds.items()) / total
-    rise = sum(weights[size] * (size - x) * (taken - y) for size, taken in seconds.items())
-    run = sum(weights[size] * (size - x) ** 2 for size in seconds)
-    slope = max(rise / run, 1e-15)
-    return Link(max(0.0, y - slope * x), 1.0 / slope)
+    return Link.through(medians)
 
 
 @contextmanager

@@ -93,7 +93,10 @@ def profile(
     links = {}
     if options.links:
         progress("transfers")
-        links = probe_links(engine.layout)
+        links = {
+            "local": profiler.copies(engine.layout.block_bytes, options.rounds),
+            **probe_links(engine.layout),
+        }
     progress("fitting")
     fitted, held = split(samples)
     held_out = errors(fit(fitted), held)

@@ -13,12 +13,12 @@ from kvstore.layout import KVLayout
 from pd.cli.main import main
 from pd.cost.fit import fit, split
 from pd.cost.load import Sample
-from pd.cost.model import CostModel, StepLoad
+from pd.cost.model import CostModel, Link, StepLoad
 from pd.cost.store import load_samples
 from pd.cost.sweep import Point, Sweep
 from pd.engine.profiler import Profiler
 from pd.errors import ConfigError
-from pd.node.link_probe import line, probe_links
+from pd.node.link_probe import probe_links
 from pd.node.profiling import ProfileOptions
 from pd.types import BatchPlan, StepResult
 
@@ -100,8 +100,25 @@ def test_a_profilers_plans_are_what_the_points_say() -> None:
         Profiler(engine, 50).plan(Point(decodes=(100, 61)))
 
 
+def test_copies_within_the_arena_are_timed() -> None:
+    class CopyingEngine(RecordingEngine):
+        def execute(self, plan: BatchPlan) -> StepResult:
+            self.plans.append(plan)
+            self.now += 0.001 + 100 * len(plan.copies) / 1e6
+            return StepResult()
+
+    engine = CopyingEngine(num_blocks=40, block_size=4)
+    link = Profiler(engine, 50, lambda: engine.now).copies(block_bytes=100, rounds=2)
+    assert link.latency_s == pytest.approx(0.001) and link.bytes_per_s == pytest.approx(1e6)
+    # Sources and targets are different blocks of the arena, as many as it has room for.
+    assert {len(plan.copies) for plan in engine.plans} == {1, 4, 16}
+    for plan in engine.plans:
+        blocks = [block for pair in plan.copies for block in pair]
+        assert len(set(blocks)) == len(blocks) and max(blocks) < 40
+
+
 def test_a_line_through_transfer_times() -> None:
-    link = line({size: 0.002 + size / 1e9 for size in (1000, 50_000, 10_000_000)})
+    link = Link.through({size: 0.002 + size / 1e9 for size in (1000, 50_000, 10_000_000)})
     assert link.latency_s == pytest.approx(0.002)
     assert link.bytes_per_s == pytest.approx(1e9)
 
@@ -123,7 +140,11 @@ def test_a_tiny_model_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert said.out.strip() == str(out) and "decode, held out" in said.err
     model = CostModel.load(out)
     assert model.about["model"] == "tiny-model" and model.about["threads"] == 1
-    assert model.fit["held out"]["all"]["samples"] > 0 and set(model.links) == {"shm", "tcp"}
+    assert model.fit["held out"]["all"]["samples"] > 0 and set(model.links) == {
+        "local",
+        "shm",
+        "tcp",
+    }
     assert model.step_s(StepLoad.chunk(16)) > 0.0
     steps = load_samples(tmp_path / "steps.json")
     assert fit(steps).linear == model.linear

@@ -100,7 +100,7 @@ def test_every_model_of_the_package_is_sound(name: str) -> None:
     model = find(name)
     for key in ("model", "hardware", "source", "kv_bytes_per_token"):
         assert model.about[key], key
-    assert {"shm", "tcp"} <= set(model.links)
+    assert {"local", "shm", "tcp"} <= set(model.links)
     assert 0 < model.step_s(StepLoad.decode(1, 100)) < model.step_s(StepLoad.decode(32, 32_000))
     assert model.prefill_s(100) < model.prefill_s(2000) < model.prefill_s(2000, 2000)
     assert all(each["mean"] < 0.15 for phase, each in model.fit.items() if phase != "held out")
