@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,13 @@ from pd.cli.main import main
 
 
 @pytest.fixture(scope="module")
-def cell(start_cell: Callable[..., Any]) -> Iterator[LiveCell]:
-    with start_cell(prefill=1, decode=2, pool_dram_gib=0.02) as cell:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recording") / "cell.rec"
+
+
+@pytest.fixture(scope="module")
+def cell(start_cell: Callable[..., Any], recording: Path) -> Iterator[LiveCell]:
+    with start_cell(prefill=1, decode=2, pool_dram_gib=0.02, record=str(recording)) as cell:
         yield cell
 
 
@@ -36,3 +42,14 @@ def test_the_command(cell: LiveCell, capsys: pytest.CaptureFixture[str]) -> None
         main(["role", node, "prefill", "--url", cell.url])
     assert main(["role", "decode-0", "prefill", "--url", cell.url]) == 1
     assert "decode-0 has to stay a mixed node: then no decode node is up" in capsys.readouterr().err
+
+
+def test_everything_that_was_decided_is_decided_again(
+    cell: LiveCell, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell.wait_idle()
+    assert main(["replay", str(recording)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "effects as they were recorded" in lines[-1]
+    assert sum(" setrole " in line for line in lines) >= 12
+    assert sum(" admitted " in line for line in lines) >= 6
