@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast the simulator is: simulated requests a second of one core, and memory.
 
-    python scripts/bench_simulator.py [--traces DIR] [--requests N] [--only CASE] [--json FILE]
+    python scripts/bench_simulator.py [--traces DIR] [--requests N] [--first N] [--only CASE]
 
 Each case runs in a process of its own; seconds are CPU seconds of that process for the simulation
 alone (not for reading or making up the workload), memory is the most the process ever had.
@@ -33,7 +33,7 @@ CASES = ("conversation-8", "conversation-1000", "made-up")
 BLOCK_SIZE = 256
 
 
-def run_case(case: str, traces: Path, num_requests: int) -> dict[str, Any]:
+def run_case(case: str, traces: Path, num_requests: int, first: int | None) -> dict[str, Any]:
     from pd.config import Config
     from pd.sim.build import Hardware, cell_spec, find_cost
     from pd.sim.simulate import simulate
@@ -55,6 +55,7 @@ def run_case(case: str, traces: Path, num_requests: int) -> dict[str, Any]:
         ).make()  # fmt: skip
     else:
         workload = load_workload(traces / "mooncake_conversation.jsonl.gz").scaled(time=4 / each)
+        workload = workload if first is None else workload.first(first)
     before_mib = _memory_mib()
     started = time.process_time()
     result = simulate(spec, workload)
@@ -88,18 +89,20 @@ def main() -> int:
     )
     parser.add_argument("--traces", type=Path, default=DEFAULT_DIR)
     parser.add_argument("--requests", type=int, default=1_000_000, help="of the case made-up")
+    parser.add_argument("--first", type=int, help="of the conversation trace (default: all)")
     parser.add_argument("--only", choices=CASES, action="append", help="default: all of them")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "simulator.json")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_process:
-        print(json.dumps(run_case(args.only[0], args.traces, args.requests)))
+        print(json.dumps(run_case(args.only[0], args.traces, args.requests, args.first)))
         return 0
     rows = []
     for case in args.only or CASES:
         print(f"==> {case}", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--in-process", "--only", case]
         command += ["--traces", str(args.traces), "--requests", str(args.requests)]
+        command += [] if args.first is None else ["--first", str(args.first)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout))
     show_table(
