@@ -1,5 +1,5 @@
 """The `pd` command: `pd serve`, `generate`, `chat`, `status`, `kv`, `role`, `model`, `profile`,
-`simulate`.
+`bench`, `simulate`, `replay`, `tune`.
 
 Exit status: 0 done, 1 it failed, 2 the command or the configuration is wrong, 130 interrupted.
 Whatever a user can get wrong is one line on standard error, never a traceback.
@@ -25,11 +25,12 @@ from pd.cli import (
     serve,
     simulate,
     status,
+    tune,
 )
 from pd.cli.arguments import Parser
 from pd.errors import ConfigError, PDError
 
-COMMANDS = (serve, generate, chat, status, kv, role, model, profile, bench, simulate, replay)
+COMMANDS = (serve, generate, chat, status, kv, role, model, profile, bench, simulate, replay, tune)
 
 
 def build_parser() -> Parser:
