@@ -46,6 +46,7 @@ PURE = (
     "pd/cost/model.py",
     "pd/cost/online.py",
     "pd/cost/shape.py",
+    "pd/cost/sharing.py",
     "pd/cost/specs.py",
     "pd/cost/sweep.py",
     "pd/cost/store.py",

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pd.config import GIB, Config
+from pd.config import GIB, Config, Device
 from pd.cost.model import CostModel, Link
+from pd.cost.sharing import Sharing
 from pd.errors import ConfigError
 from pd.sim.spec import CellSpec, Failure, FailureKind, NodeGroup, PoolGroup
 from pd.types import Role
@@ -24,7 +25,8 @@ class Hardware:
     """What the configuration does not say: costs by role, sizes in bytes, links in bytes/s.
 
     `kv_bytes_per_token` None is the cost model's own. `far` and `near` are the paths between
-    hosts and within one, None for the cost models'.
+    hosts and within one, None for the cost models'. `sharing` is what nodes of one host cost each
+    other, None for nothing.
     """
 
     cost: CostModel
@@ -34,6 +36,7 @@ class Hardware:
     far: Link | None = None
     near: Link | None = None
     disk: Link = _DISK
+    sharing: Sharing | None = None
 
 
 def cell_spec(
@@ -59,6 +62,7 @@ def cell_spec(
     groups = tuple(
         NodeGroup(
             role, count, cost, _num_blocks(config, cost, block_bytes), block_bytes,
+            max_num_batched_tokens=config.scheduler.token_budget(_device(cost)),
             per_host=hardware.per_host,
         )
         for role, count in counts.items()
@@ -76,14 +80,20 @@ def cell_spec(
         restart_s=restart_s,
         jitter=jitter,
         failures=tuple(failures),
+        sharing=hardware.sharing,
     )
+
+
+def _device(cost: CostModel) -> Device:
+    """What the cost model is of; its defaults are those of such a node."""
+    return "cpu" if cost.about.get("device") == "cpu" else "cuda"
 
 
 def _num_blocks(config: Config, cost: CostModel, block_bytes: int) -> int:
     """KV blocks of a node: as many as the configuration gives memory, or left to choose, as the
     cost model says there is room for beside the weights."""
-    gib = config.cache.kv_cache_gib
-    if gib is None:
+    num_bytes = config.cache.kv_bytes(_device(cost))
+    if num_bytes is None:
         tokens = cost.about.get(KV_TOKENS_KEY)
         if not isinstance(tokens, int) or tokens < config.cache.block_size:
             raise ConfigError(
@@ -91,11 +101,11 @@ def _num_blocks(config: Config, cost: CostModel, block_bytes: int) -> int:
                 f"one ({KV_TOKENS_KEY}): set kv_cache_gib"
             )
         return tokens // config.cache.block_size
-    num_blocks = int(gib * GIB) // block_bytes
+    num_blocks = num_bytes // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"kv_cache_gib = {gib:g} is less than one block of {block_bytes / 2**20:.3g} MiB: "
-            "set more"
+            f"kv_cache_gib = {num_bytes / GIB:g} is less than one block of "
+            f"{block_bytes / 2**20:.3g} MiB: set more"
         )
     return num_blocks
 

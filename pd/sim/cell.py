@@ -25,6 +25,7 @@ from pd.node.core import NodeCore
 from pd.outbox import Decided, Kill, Send
 from pd.sim.events import EventQueue
 from pd.sim.gateway import GATEWAY, SimGateway
+from pd.sim.host import SimHost
 from pd.sim.links import Links
 from pd.sim.member import SimMember
 from pd.sim.node import SimNode
@@ -66,6 +67,7 @@ class SimCell:
         self.found: Counter[str] = Counter()  # where prompts' KV was, on nodes that are gone
         self._on_note = on_note
         self._disks: dict[str, SimDisk] = {}
+        self._hosts: dict[str, SimHost] = {}
         self._groups = self._name_groups()
         self._num_incarnations = 0
         self._incarnations: dict[int, SimMember | SimGateway] = {}
@@ -158,7 +160,18 @@ class SimCell:
             limits.max_num_seqs, 0, host, "cuda",
         )  # fmt: skip
         rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
-        return SimNode(self, core, outbox, hello, group.cost, group.block_bytes, rng)
+        return SimNode(
+            self, core, outbox, hello, group.cost, group.block_bytes, rng, self._host(host)
+        )
+
+    def _host(self, name: str) -> SimHost | None:
+        """Where a node runs, if it matters to the others who run there."""
+        sharing = self.spec.sharing
+        if sharing is None:
+            return None
+        if name not in self._hosts:
+            self._hosts[name] = SimHost(sharing)
+        return self._hosts[name]
 
     def _make_pool(self, pool_id: str, host: str) -> SimPool:
         spec, pools = self.spec, self.spec.pools

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from pd.cost.load import StepLoad
 from pd.cost.model import CostModel
+from pd.cost.sharing import memory_share
 from pd.messages import NodeHello
 from pd.node.core import NodeCore
+from pd.sim.host import SimHost
 from pd.sim.member import SimMember
 from pd.sim.outbox import RunOutbox
 from pd.sim.prompts import TOKEN
@@ -27,7 +29,8 @@ _LEAST_PACE = 0.05  # of a step's own duration, whatever the jitter
 
 
 class SimNode(SimMember):
-    """`slowness` is what a step takes, as a multiple of what it should."""
+    """`slowness` is what a step takes, as a multiple of what it should; what else runs on its
+    `host`, if that is of any account, comes on top."""
 
     core: NodeCore
 
@@ -40,9 +43,13 @@ class SimNode(SimMember):
         cost: CostModel,
         block_bytes: int,
         rng: Random,
+        host: SimHost | None = None,
     ) -> None:
         super().__init__(cell, core, hello, cost, block_bytes)
         self.slowness = 1.0
+        self._host = host
+        if host is not None:
+            host.join(self.id, self._crowd_changed)
         self.busy_s = 0.0
         self._outbox = outbox
         self._rng = rng
@@ -53,7 +60,8 @@ class SimNode(SimMember):
         self._steps = 0
         self._num_seqs = self._context = 0
         self._first_s = 0.0
-        self._pace = 1.0
+        self._pace = 1.0  # alone, and beside what runs on the host:
+        self._crowd = 1.0
         self._end_call_at = -1.0
 
     def set_slowness(self, factor: float) -> None:
@@ -62,6 +70,40 @@ class SimNode(SimMember):
         self.slowness = factor
         if self._steps > 1:  # a run ends with the step that began at the old pace
             self._shorten(1)
+
+    def end(self) -> None:
+        super().end()
+        self._tell_host(None)
+
+    # -------------------------------------------------------------- the host
+    def _tell_host(self, load: StepLoad | None) -> None:
+        """Of the step that begins, or that none does."""
+        if self._host is not None:
+            self._host.runs(self.id, memory_share(self.cost, load) if load is not None else 0.0)
+            self._crowd = self._host.slowness(self.id)
+
+    def _crowd_changed(self) -> None:
+        """Once all that happens at this time is over: it may be our own doing."""
+        self.cell.queue.at(self.cell.now, self._feel_crowd)
+
+    def _feel_crowd(self) -> None:
+        """Go on with the step under way at another pace; the one after it begins anew."""
+        if not self._steps or self.frozen or not self.alive:
+            return
+        assert self._host is not None
+        now = self.cell.now
+        self._before(now)
+        change = self._host.slowness(self.id) / self._crowd
+        left_s = self._ends - now
+        if change == 1.0 or left_s <= 0.0:
+            return
+        if self._steps > 1:
+            self._shorten(1)
+            left_s = self._ends - now
+        self._first_ends = self._ends = now + change * left_s
+        self._pace *= change
+        self._crowd *= change
+        self._call_at_end()
 
     # -------------------------------------------------------------- the loop
     def _after(self, now: float) -> None:
@@ -109,20 +151,24 @@ class SimNode(SimMember):
         plan = self.core.plan(now)
         if plan is None:
             self._steps = 0
+            self._tell_host(None)
             return
-        pace = self.slowness
+        self._num_seqs = len(plan.decodes)
+        self._context = self.core.decode.scheduler.num_tokens
+        load = StepLoad.of(plan) if plan.chunks else None
+        if self._host is not None:
+            self._tell_host(load or StepLoad.decode(self._num_seqs, self._context))
+        pace = self.slowness * self._crowd
         jitter = self.cell.spec.jitter
         if jitter:
             pace *= max(_LEAST_PACE, 1.0 + jitter * self._rng.gauss(0.0, 1.0))
         self._began, self._pace = now, pace
-        num_seqs = len(plan.decodes)
-        if plan.chunks:
-            takes_s = first_s = self.cost.step_s(StepLoad.of(plan))
+        self._num_samples = self._num_seqs
+        if load is not None:
+            takes_s = first_s = self.cost.step_s(load)
             self._steps = 1
-            self._num_samples = num_seqs + sum(len(chunk.sample) for chunk in plan.chunks)
+            self._num_samples += sum(len(chunk.sample) for chunk in plan.chunks)
         else:
-            self._num_seqs = self._num_samples = num_seqs
-            self._context = self.core.decode.scheduler.num_tokens
             self._steps = self.core.steps_ahead()
             first_s = self._first_s = self._takes_s(1)
             takes_s = self._takes_s(self._steps) if self._steps > 1 else first_s
@@ -155,6 +201,8 @@ class SimNode(SimMember):
         self._commit(now, self._steps)
         self._steps = 0
         self._after(now)
+        if not self._turn_due:
+            self._tell_host(None)
 
     def _before(self, now: float) -> None:
         """Commit the steps of a run that are over."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pd.config import Config
 from pd.cost.model import CostModel, Link
+from pd.cost.sharing import Sharing
 from pd.errors import ConfigError
 from pd.types import Role
 
@@ -84,7 +85,8 @@ class CellSpec:
     else by `far`, which are looked for in `links` and then in the sender's cost model; without a
     name it is the first of `NEAR` or `FAR` that is there. A supervisor notices the end of a
     process after `notice_s`; one that hangs and is ended is back after `restart_s`. `jitter` is
-    the standard deviation of a step's duration, as a share of it.
+    the standard deviation of a step's duration, as a share of it. `sharing` is what nodes of one
+    host cost each other, None for nothing.
     """
 
     groups: tuple[NodeGroup, ...]
@@ -98,6 +100,7 @@ class CellSpec:
     restart_s: float = 30.0
     jitter: float = 0.0
     failures: tuple[Failure, ...] = ()
+    sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         roles = {group.role for group in self.groups if group.count}
