@@ -98,8 +98,12 @@ def study(
     requests = max(_LEAST, min(searched.final_requests, round(possible)))
     late = max(deadline, time.monotonic() + left_s)
     asked = [(each.candidate, requests, rate) for each in best.values()]
-    points = [(each.candidate, requests, each.rate * share, late) for share in _RATES
-              for each in best.values()]  # fmt: skip
+    points = [
+        (each.candidate, requests, each.rate * share, late)
+        for share in _RATES
+        for each in best.values()
+        if each.rate * share != rate  # that one is a portrait
+    ]
     count = len(asked) + len(points)
     portraits = dict(zip(best, workers.all(portray, asked)))
     progress(stage, len(asked), count)

@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Goodput of a 70B model on 16 and on 256 GPUs, simulated: scripts/bench_goodput_at_scale.py --help
+
+For each trace and size: static splits of prefill and decode nodes, mixed nodes with chunked
+prefill at the best size of a chunk, and the best that `pd tune` finds, also with the coordinator
+changing roles by itself where the configuration has that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchlib.environment import environment
+from benchlib.report import options_of, show_table, write_json
+from benchlib.traces import DEFAULT_DIR
+
+from pd.config import Config
+from pd.tune.candidate import Candidate, Group
+from pd.tune.demand import Demand
+from pd.tune.estimate import Estimator
+from pd.tune.fleet import Fleet, find_kinds
+from pd.tune.problem import Problem
+from pd.tune.search import Search
+from pd.tune.space import CHUNKS
+from pd.tune.trial import Found, Task, find_rate
+from pd.tune.workers import Workers
+from pd.types import SLO
+from pd.workload.load import load_workload
+
+# (file, TTFT, TPOT): prompts of the first are ten times as long as those of the second.
+TRACES = {
+    "conversation": ("mooncake_conversation.jsonl.gz", SLO(15.0, 0.05)),
+    "azure": ("azure2023_conv.csv.gz", SLO(2.0, 0.05)),
+}
+SPLITS = (0.25, 0.5, 0.75)  # of the nodes for prefill
+BLOCK = 64
+PUBLISHED = [
+    ("Mooncake, effective requests against vLLM", "+59 to +498 %"),
+    ("Arrow, rate against colocated", "2.55x"),
+    ("TaiChi, goodput against aggregation and against PD", "+9 to +77 %"),
+]
+
+
+def baselines(problem: Problem, kind: str) -> dict[str, list[Candidate]]:
+    """What is compared, by name; of several candidates the best one counts."""
+    fleet = problem.fleet
+    nodes = fleet.num_gpus // fleet.kind(kind).gpus
+    # The sizes that others ship: a whole prompt's worth for prefill nodes.
+    made: dict[str, list[Candidate]] = {}
+    for share in SPLITS:
+        prefill = max(1, min(nodes - 1, round(share * nodes)))
+        groups = Group("prefill", prefill, kind), Group("decode", nodes - prefill, kind)
+        options = {"max_num_batched_tokens": 8192, "block_size": BLOCK, "disaggregate": "always"}
+        made[f"static {prefill}P+{nodes - prefill}D"] = [Candidate.of(groups, options)]
+    mixed = (Group("mixed", nodes, kind),)
+    made["mixed, best chunk"] = [
+        Candidate.of(mixed, {"max_num_batched_tokens": chunk, "block_size": BLOCK})
+        for chunk in CHUNKS
+    ]
+    return made
+
+
+def compare(problem: Problem, kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Goodput of each, by name."""
+    demand = Demand.of(problem.workload, problem.slo)
+    estimator = Estimator(problem.fleet, problem.base, demand, problem.goal)
+    span_s = (problem.slo.ttft_s or 0) / 2 + demand.output * (problem.slo.tpot_s or 0.05)
+    named = baselines(problem, kind)
+    deadline = time.monotonic() + 60 * args.minutes
+    guess = max(estimator.rate(each) for same in named.values() for each in same)
+    requests = max(args.requests, math.ceil(2 * guess * span_s))
+
+    def task(candidate: Candidate, start: float) -> Task:
+        return Task(candidate, requests, start, args.tolerance, 0.0, deadline, span_s)
+
+    found: dict[str, Found] = {}
+    with Workers(problem, args.jobs) as workers:
+        tasks = [
+            task(each, max(estimator.rate(each), guess / 20))
+            for same in named.values()
+            # A chunk that is estimated far below the best one is not simulated.
+            for each in sorted(same, key=lambda each: -estimator.rate(each))[:3]
+        ]
+        for one in workers.each(find_rate, tasks):
+            name = next(name for name, same in named.items() if one.candidate in same)
+            if name not in found or one.rate > found[name].rate:
+                found[name] = one
+        searched = Search(problem, workers, 60 * args.minutes).run()
+        best = searched.best
+        deadline = time.monotonic() + 60 * args.minutes
+        ours = [task(best.candidate, best.rate)]
+        if "balance" in problem.base.to_dict():
+            ours.append(task(best.candidate.with_options(balance=True), best.rate))
+        names = ("ours, best found", "ours, balancing")
+        found |= dict(zip(names, workers.all(find_rate, ours)))
+    return {name: row(problem, each) for name, each in found.items()}
+
+
+def row(problem: Problem, found: Found) -> dict[str, Any]:
+    return {
+        **found.candidate.to_dict(problem.fleet),
+        "goodput": found.rate,
+        "goodput_per_gpu": found.rate / problem.fleet.num_gpus,
+        "does_not_hold": found.limit if found.limit < float("inf") else None,
+        "requests": found.requests,
+        "finished": found.finished,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--traces", type=Path, default=DEFAULT_DIR)
+    parser.add_argument("--only", choices=TRACES, help="one trace")
+    parser.add_argument("--cost", default="llama-3.1-70b-h100-tp4", help="the kind of node")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[16, 256])
+    parser.add_argument("--requests", type=int, default=400, help="of a run, at least")
+    parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("--minutes", type=float, default=5.0, help="for a search, and for the rest")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput_at_scale.json"))
+    args = parser.parse_args(argv)
+    kinds = find_kinds([args.cost])
+    results: dict[str, Any] = {}
+    for trace in [args.only] if args.only else TRACES:
+        file, slo = TRACES[trace]
+        workload = load_workload(args.traces / file)
+        for gpus in args.gpus:
+            fleet = Fleet(tuple(kinds), {kinds[0].hardware: gpus})
+            base = replace(Config.from_dict(None, pool_dram_gib=0.0, max_num_seqs=256))
+            problem = Problem.of(base=base, slo=slo, fleet=fleet, workload=workload)
+            key = f"{trace}, {gpus} GPUs"
+            results[key] = compare(problem, kinds[0].name, args)
+            show(key, slo, results[key])
+            write_json(
+                args.json,
+                {
+                    "about": "simulated; highest rate with 90 % of requests within both targets",
+                    "environment": environment(),
+                    "options": options_of(args, "traces"),
+                    "slo_s": {name: [each.ttft_s, each.tpot_s] for name, (_, each) in
+                              TRACES.items()},
+                    "published_by_others_for_orientation": dict(PUBLISHED),
+                    "goodput": results,
+                },
+            )  # fmt: skip
+    show_table(
+        "Published by third parties, of other models, machines and targets: orientation only",
+        ("claim", "ratio"), PUBLISHED,
+    )  # fmt: skip
+
+
+def show(name: str, slo: SLO, rows: dict[str, Any]) -> None:
+    mixed = rows["mixed, best chunk"]["goodput"]
+    static = max(each["goodput"] for key, each in rows.items() if key.startswith("static"))
+
+    def ratio(value: float, base: float) -> str:
+        return f"{value / base:.2f}x" if base else "-"
+
+    show_table(
+        f"{name}, TTFT {slo.ttft_s:g} s, TPOT {slo.tpot_s:g} s: simulated goodput, requests/s",
+        ("", "configuration", "goodput/s", "per GPU", "to mixed", "to best static split"),
+        [
+            (key, each["layout"], f"{each['goodput']:.3f}", f"{each['goodput_per_gpu']:.4f}",
+             ratio(each["goodput"], mixed), ratio(each["goodput"], static))
+            for key, each in rows.items()
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
