@@ -9,6 +9,7 @@ This orders candidates and leaves out hopeless ones. What they are worth is simu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,9 +67,8 @@ class Estimator:
         return gib * (1 << 30) / float(per_token)
 
     # -------------------------------------------------------------- parts
-    def _highest(self, holds: object) -> float:
+    def _highest(self, holds: Callable[[float], bool]) -> float:
         """The highest rate that holds, 0 if none does."""
-        assert callable(holds)
         low, high = 0.0, 1e-3
         if not holds(1e-4):
             return 0.0

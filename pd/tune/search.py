@@ -348,10 +348,11 @@ def _changed(before: Candidate, after: Candidate) -> str:
 
 
 def _merged(ranked: Iterable[Ranked]) -> list[Ranked]:
-    """Each candidate once, by its longest runs; those of the longest first, then by rate."""
+    """Each candidate once, by its longest runs; those of the longest first, then by rate, and
+    last those that hold no rate."""
     best: dict[Candidate, Ranked] = {}
     for each in ranked:
         known = best.get(each.candidate)
         if known is None or each.rung >= known.rung:
             best[each.candidate] = each
-    return sorted(best.values(), key=lambda each: (-each.rung, -each.rate))
+    return sorted(best.values(), key=lambda each: (not each.rate, -each.rung, -each.rate))

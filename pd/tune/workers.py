@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -17,6 +18,8 @@ _problem: Problem | None = None
 
 def _take(problem: Problem) -> None:
     global _problem
+    # Who interrupts the search ends these processes as well, without a word from each.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _problem = problem
 
 
