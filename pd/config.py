@@ -202,8 +202,9 @@ class ClusterConfig(Section):
         "predicted to miss its targets; none: reject nothing",
     )
     admission_margin: float = option(
-        1.0, "with predicted, how many times a target the prediction may be", minimum=0.1
-    )
+        0.95, "with predicted, how many times a target the prediction may be, which is off by "
+        "some percent", minimum=0.1,
+    )  # fmt: skip
     max_waiting_requests: int = option(
         512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
     )

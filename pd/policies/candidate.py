@@ -50,6 +50,11 @@ class Candidate:
         return self.snapshot.num_waiting + self.credit_prompts
 
     @property
+    def waiting_tokens(self) -> int:
+        """Tokens of those prompts that are to be computed."""
+        return self.snapshot.waiting_tokens + self.credit_tokens
+
+    @property
     def decode_load(self) -> float:
         """Share of what the node can hold, sequences or blocks, whichever is scarcer."""
         seqs = self.num_seqs / max(1, self.max_num_seqs)
@@ -61,7 +66,7 @@ class Candidate:
 
         Where sequences decode every prefill chunk shares its step with them.
         """
-        tokens: float = self.snapshot.waiting_tokens + self.credit_tokens
+        tokens: float = self.waiting_tokens
         if self.role != "prefill":
             tokens += self.num_seqs * _DECODE_TOKEN_COST
         return tokens / (self.snapshot.prefill_rate or default_rate)

@@ -44,7 +44,7 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
     seqs = decode.num_seqs + prompt.num_seqs
     own = prompt.num_tokens + prompt.max_tokens / 2
     context = decode.context + own * prompt.num_seqs
-    tpot_s = pace.tpot_s(seqs, context)
+    tpot_s = pace.likely_tpot_s(seqs, context, prompt.max_tokens, decode.waiting_tokens)
     per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
     return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
 

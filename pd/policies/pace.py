@@ -8,7 +8,10 @@ from pd.policies.linear import OnlineLinear
 from pd.types import NodeSnapshot
 
 _MIN_SAMPLES = 5
-_SMOOTHING = 0.05  # weight of the newest step in the mean of prompt tokens that ride along
+# Weight of the newest step in the mean of prompt tokens that ride along: an output's TPOT is a mean
+# over some hundred steps.
+_SMOOTHING = 0.005
+_MOST_OF = 1.28  # standard deviations that nine of ten stay below
 
 
 class EventRate:
@@ -46,25 +49,33 @@ class EventRate:
 class Pace:
     """Of one node. Step times are a linear model of sequences, context and prompt tokens."""
 
-    __slots__ = ("ended", "_model", "_steps", "_prompt_tokens")
+    __slots__ = ("ended", "_model", "_steps", "_prefilled", "_prompt_tokens", "_chunk")
 
     def __init__(self) -> None:
         self.ended = EventRate()
         self._model = OnlineLinear(4)
-        self._steps = 0
+        self._steps = self._prefilled = 0
         self._prompt_tokens = 0.0  # a step that also decodes has, in the mean
+        self._chunk = 0.0  # that an average token of a prompt comes in
 
     def observe(self, snapshot: NodeSnapshot) -> None:
         """Learn from the last step that a snapshot tells of, if that is a new one."""
         if snapshot.steps == self._steps or snapshot.step_s <= 0.0:
             return
-        self._steps = snapshot.steps
+        steps, prefilled = snapshot.steps - self._steps, snapshot.prefill_tokens - self._prefilled
+        self._steps, self._prefilled = snapshot.steps, snapshot.prefill_tokens
         seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
         if seqs or prompt_tokens:
             load = (1.0, float(seqs), float(snapshot.step_context), float(prompt_tokens))
             self._model.add(load, snapshot.step_s)
-        if seqs:
-            self._prompt_tokens += _SMOOTHING * (prompt_tokens - self._prompt_tokens)
+        if seqs and steps > 0:
+            # Of all steps since the last snapshot: those that one tells of are rarely without a
+            # prompt, since it is prompts that make nodes report.
+            weight = 1.0 - (1.0 - _SMOOTHING) ** steps
+            self._prompt_tokens += weight * (prefilled / steps - self._prompt_tokens)
+            if prompt_tokens:
+                weight = min(1.0, _SMOOTHING * prompt_tokens / max(1.0, self._prompt_tokens))
+                self._chunk += weight * (prompt_tokens - self._chunk)
 
     def step_s(self, seqs: float, context: float, prompt_tokens: float = 0.0) -> float | None:
         """What a step of this load takes; None until a few have been seen."""
@@ -75,6 +86,19 @@ class Pace:
     def tpot_s(self, seqs: float, context: float) -> float | None:
         """The mean step of such a batch, with as many prompts in between as there were lately."""
         return self.step_s(seqs, context, self._prompt_tokens)
+
+    def likely_tpot_s(
+        self, seqs: float, context: float, num_steps: float, waiting_tokens: float
+    ) -> float | None:
+        """What nine of ten outputs of so many steps stay below.
+
+        Prompts that wait count as if they had been among the others lately: they will have been
+        before what is let in now is long under way. How many fall into an output's time is chance,
+        and of few steps the mean is further off.
+        """
+        mean = self._prompt_tokens + _SMOOTHING * waiting_tokens
+        spread = math.sqrt(mean * self._chunk / max(1.0, num_steps))
+        return self.step_s(seqs, context, mean + _MOST_OF * spread)
 
     def per_seq_s(self, context: float) -> float:
         """How much one more sequence of so much context adds to every step."""
