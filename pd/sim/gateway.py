@@ -145,6 +145,10 @@ class SimGateway:
             for work in works:
                 self.cell.queue.at(again, self._send, Submit(work))
             return
+        self.cell.note(
+            "rejected", message.request_id, code=message.status, reason=message.message,
+            retry_after_s=message.retry_after_s,
+        )  # fmt: skip
         running.rejected = message
         running.record.fail(message.indices, message.message)
         if running.record.finished:
