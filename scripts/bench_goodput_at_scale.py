@@ -84,8 +84,7 @@ def compare(problem: Problem, kind: str, args: argparse.Namespace) -> dict[str, 
         tasks = [
             task(each, max(estimator.rate(each), guess / 20))
             for same in named.values()
-            # A chunk that is estimated far below the best one is not simulated.
-            for each in sorted(same, key=lambda each: -estimator.rate(each))[:3]
+            for each in same
         ]
         for one in workers.each(find_rate, tasks):
             name = next(name for name, same in named.items() if one.candidate in same)

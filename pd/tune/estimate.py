@@ -90,9 +90,10 @@ class Estimator:
             cached = int(again * kept)
             new = prompt - cached
             tokens += new
+            alone = cost.prefill_s(new, cached, chunk)
             attention = cost.attention.pair_s * StepLoad.chunk(new, cached).prefill_pairs
             # Many short prompts share a step; a long one has some to itself.
-            times.append((new * full + attention, cost.prefill_s(new, cached, chunk)))
+            times.append((alone if new >= chunk else new * full + attention, alone))
         return _Work(count, tuple(times), tokens / len(times), demand.slo.ttft_s or math.inf)
 
     def _make_batch(self, name: str, seqs: int) -> float:
@@ -132,7 +133,8 @@ class Estimator:
             context = round(whole * demand.context)
             beside = pairs + max(
                 0.0,
-                cost.step_s(StepLoad(1, 0.0, 1, whole, context)) - cost.step_s(StepLoad(1, 0.0, 1)),
+                cost.step_s(StepLoad(round(tokens), 0.0, 1, whole, context))
+                - cost.step_s(StepLoad(round(tokens), 0.0, 1)),
             )
             busy = each * work.tokens / tokens * beside
             if busy >= _FULL:

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from statistics import median
 
 from pd.errors import ConfigError
@@ -215,16 +216,20 @@ class Search:
         helped: set[str] = set()
         for number in range(_ROUNDS):
             tried = {each.candidate for each in (*ranked, *found)}
-            new = [
-                (each, candidate)
+            options = [
+                [
+                    (each, candidate)
+                    for candidate in moves(
+                        each.candidate, self._defaults, self.problem.fixed, self.problem.slo
+                    )
+                    # What did not help alone is not tried again.
+                    if candidate not in tried
+                    and (not number or _changed(each.candidate, candidate) in helped)
+                ]
                 for each in best
-                for candidate in moves(
-                    each.candidate, self._defaults, self.problem.fixed, self.problem.slo
-                )
-                # What did not help alone is not tried again.
-                if candidate not in tried
-                and (not number or _changed(each.candidate, candidate) in helped)
             ]
+            # In turn, so that no family goes without where time does not suffice for all.
+            new = [pair for turn in zip_longest(*options) for pair in turn if pair is not None]
             if not new:
                 break
             better = self._simulate(
