@@ -136,14 +136,16 @@ class DecodeScheduler:
         self._release_copied()
         events: list[tuple[Sequence, Sampled, FinishReason | None]] = []
         running, size = self.running, self.pool.block_size
+        if times > 1:  # all of them took their blocks before the first of them ended
+            for seq in decodes:
+                if running.get(seq.key) is seq:
+                    self._grow(seq, times)
         for seq, sampled in zip(decodes, samples, strict=True):
             if running.get(seq.key) is not seq:
                 continue
             before = seq.num_computed // size
             seq.num_computed += times
             reason = seq.append(sampled.token, times)
-            if seq.num_computed > len(seq.blocks) * size:  # several steps at once
-                self._grow(seq)
             full = seq.num_computed // size
             if full > before:
                 for block in range(before, full):
@@ -173,11 +175,12 @@ class DecodeScheduler:
         self._forked.discard(seq.key)
         return True
 
-    def _grow(self, seq: Sequence) -> None:
-        """Give it the blocks of what it has computed."""
-        lacking = num_blocks(seq.num_computed, self.pool.block_size) - len(seq.blocks)
-        seq.blocks += self.pool.allocate(lacking)
-        seq.table_version += 1
+    def _grow(self, seq: Sequence, steps: int) -> None:
+        """Give it the blocks that so many steps have written to."""
+        lacking = num_blocks(seq.num_computed + steps, self.pool.block_size) - len(seq.blocks)
+        if lacking > 0:
+            seq.blocks += self.pool.allocate(lacking)
+            seq.table_version += 1
 
     def _register(self, seq: Sequence, block: int) -> None:
         """Make a block that has just become full findable by its prefix."""

@@ -10,4 +10,4 @@ bash scripts/setup_env.sh cpu,dev,models
 bin=${PD_VENV:-.venv}/bin
 PD_TEST_MODEL=$("$bin/pd" model get smollm2-135m | tail -n 1)
 export PD_TEST_MODEL
-exec "$bin/pytest" -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+exec "$bin/pytest" -n 2 --dist loadscope --no-loadscope-reorder "$@"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -34,10 +36,10 @@ ENDING_S = 10.0
 LIVE_TIMEOUT_S = 600
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        _share_out(items)
+        # One of several pytest processes begins with what takes longest.
+        items.sort(key=lambda item: not _starts_ray(item.path))
     for item in items:
         # A dozen processes load a model and compile kernels first, on a machine that may be busy.
         if item.get_closest_marker("live") and not item.get_closest_marker("timeout"):
@@ -53,13 +55,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
-def _share_out(items: list[pytest.Item]) -> None:
-    """Between several pytest processes: all that needs Ray to one of them, and first, since it
-    mostly waits and takes longest; the other files as they come, each as a whole."""
-    items.sort(key=lambda item: item.get_closest_marker("live") is None)
-    for item in items:
-        group = "live" if item.get_closest_marker("live") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Between several pytest processes: all files that need Ray to one of them, which mostly
+    waits; the other files as they come, each as a whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "live" if _starts_ray(config.rootpath / file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def _starts_ray(file: Path) -> bool:
+    return file.parent.name == "live" or "pytest.mark.live" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

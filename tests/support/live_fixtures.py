@@ -39,7 +39,9 @@ def ray_session() -> Iterator[None]:
     started = set(psutil.Process().children(recursive=True)) - before
     ray.shutdown()
     deadline = time.monotonic() + ENDING_S
-    while (left := [p for p in started if _alive(p)]) and time.monotonic() < deadline:
+    while (
+        left := [p for p in started if _alive(p) and not _is_helper(p)]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"processes left behind: {left}"
     # Other tests make some on purpose, and end them.
@@ -76,3 +78,12 @@ def _alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    """One of multiprocessing's, which other tests of this process need."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    return "resource_tracker" in command or "forkserver" in command
