@@ -22,8 +22,9 @@ from benchlib.report import options_of, show_table, write_json
 from benchlib.traces import DEFAULT_DIR
 
 from pd.config import Config
+from pd.cost import library
 from pd.cost.model import CostModel
-from pd.sim.build import Hardware, cell_spec, find_cost
+from pd.sim.build import Hardware, cell_spec
 from pd.sim.simulate import simulate
 from pd.workload.arrival import Workload
 from pd.workload.load import load_workload
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "sim_routing.json")
     args = parser.parse_args()
-    cost = find_cost(COST)
+    cost = library.find(COST)
     rows: list[dict[str, Any]] = []
     for name in TRACES:
         trace = load_workload(args.traces / f"mooncake_{name}.jsonl.gz").first(args.requests)

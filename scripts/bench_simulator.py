@@ -35,7 +35,8 @@ BLOCK_SIZE = 256
 
 def run_case(case: str, traces: Path, num_requests: int, first: int | None) -> dict[str, Any]:
     from pd.config import Config
-    from pd.sim.build import Hardware, cell_spec, find_cost
+    from pd.cost import library
+    from pd.sim.build import Hardware, cell_spec
     from pd.sim.simulate import simulate
     from pd.workload.lengths import LogNormal
     from pd.workload.load import load_workload
@@ -46,7 +47,7 @@ def run_case(case: str, traces: Path, num_requests: int, first: int | None) -> d
         None, prefill=each, decode=each, block_size=BLOCK_SIZE, pool_dram_gib=0,
         max_waiting_requests=1_000_000,
     )  # fmt: skip
-    spec = cell_spec(config, Hardware(find_cost(COST)))
+    spec = cell_spec(config, Hardware(library.find(COST)))
     if case == "made-up":
         # Mean and spread of the published trace; a rate that keeps prefill about half busy.
         workload = WorkloadSpec(

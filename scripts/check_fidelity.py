@@ -39,10 +39,11 @@ from pd.bench.endpoint import open_client, probe
 from pd.bench.results import workload_data
 from pd.cluster import Cluster
 from pd.config import Config
+from pd.cost import library
 from pd.cost.model import CostModel
 from pd.cost.sharing import Sharing
 from pd.report.chart import Line, Panel, write_chart
-from pd.sim.build import KV_KEY, Hardware, cell_spec, find_cost
+from pd.sim.build import KV_KEY, Hardware, cell_spec
 from pd.sim.spec import CellSpec
 from pd.workload.arrival import Workload
 
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/fidelity.svg"))
     args = parser.parse_args()
     use_cores(CORES)
-    cost = find_cost(args.cost)
+    cost = library.find(args.cost)
     known = loads(args.traces)
     workloads = {each.name: each.make(cost, args.seconds) for each in known}
     picked = {each.name: workloads[each.name] for each in chosen(args.workloads, known)}

@@ -21,8 +21,8 @@ from benchlib.environment import environment
 from benchlib.report import options_of, show_table, write_json
 from fidelity.contention import POINTS, fit, measure, memory_shares
 
+from pd.cost import library
 from pd.cost.sharing import Sharing
-from pd.sim.build import find_cost
 
 
 def show(
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/sharing.json"))
     args = parser.parse_args()
     about = environment()
-    shares = memory_shares(find_cost(args.cost))
+    shares = memory_shares(library.find(args.cost))
     times = measure(resolve(model=args.model).model.model, args.rounds)
     sharing, error = fit(times, shares)
     show(times, sharing, shares)

@@ -28,8 +28,8 @@ from benchlib.environment import ROOT, environment
 from benchlib.report import options_of, show_table, write_json
 from benchlib.simulated import COST, Run, Window, cell_of, figures, seconds, steady
 
+from pd.cost import library
 from pd.report.chart import Line, Panel, write_chart
-from pd.sim.build import find_cost
 from pd.types import SLO
 from pd.workload.arrival import Workload
 from pd.workload.lengths import LogNormal
@@ -86,7 +86,7 @@ def serve(cost: str, workload: Workload, options: dict[str, Any]) -> dict[str, A
     """One run; counted is what arrives after the first minute."""
     window = Window(60.0, workload.duration_s - 30.0)
     spec = cell_of(
-        find_cost(cost), TARGETS, admission="predicted", max_num_seqs=MAX_SEQS, **options
+        library.find(cost), TARGETS, admission="predicted", max_num_seqs=MAX_SEQS, **options
     )
     run = Run(spec, TARGETS, window, 30.0)
     counted = run.of(workload)

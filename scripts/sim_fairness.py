@@ -34,9 +34,9 @@ from benchlib.environment import ROOT, environment
 from benchlib.report import options_of, percentile, show_table, write_json
 from benchlib.simulated import COST, Run, Window, cell_of, seconds, steady
 
+from pd.cost import library
 from pd.cost.model import CostModel
 from pd.policies.fairness import OUTPUT_COST, PROMPT_COST
-from pd.sim.build import find_cost
 from pd.types import SLO
 from pd.workload.arrival import Arrival, Workload
 from pd.workload.lengths import Constant, LogNormal
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--aging-s", type=float, nargs="+", default=[5.0, 10.0, 1e6])
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "sim_fairness.json")
     args = parser.parse_args()
-    cost = find_cost(args.cost)
+    cost = library.find(args.cost)
     ttft = [row for each in args.chunks for row in tenants(cost, args.seconds, args.seeds, each)]
     gaps = [service_gap(cost, args.seconds / 2, each) for each in ("none", "vtc")]
     say("service gaps")

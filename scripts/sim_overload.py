@@ -25,9 +25,9 @@ from benchlib.report import options_of, percentile, show_table, write_json
 from benchlib.simulated import COST, Run, Window, cell_of, figures, seconds, steady
 
 from pd.bench.search import RateSearch
+from pd.cost import library
 from pd.cost.model import CostModel
 from pd.report.chart import Line, Panel, write_chart
-from pd.sim.build import find_cost
 from pd.types import SLO
 from pd.workload.arrival import Workload
 from pd.workload.synthetic import BLOCK_TOKENS
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "sim_overload.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "sim_overload.svg")
     args = parser.parse_args()
-    cost, slo = find_cost(args.cost), SLO(args.ttft_ms / 1e3, args.tpot_ms / 1e3)
+    cost, slo = library.find(args.cost), SLO(args.ttft_ms / 1e3, args.tpot_ms / 1e3)
     rows: list[dict[str, Any]] = []
     for name in args.cells:
         rate = capacity(cost, slo, CELLS[name], args.seconds, args.start)

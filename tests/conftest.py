@@ -13,6 +13,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 from live_fixtures import live_model, ray_session, start_cell  # noqa: F401
+from processes import describe, running
 
 # Set before any test module is imported: torch, numba, triton and tokenizers read these once.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -30,8 +31,6 @@ settings.register_profile("pd", deadline=None, suppress_health_check=[HealthChec
 settings.load_profile("pd")
 
 REAL_MODEL = "smollm2-135m"
-# Helpers of multiprocessing, which end with the process that uses them.
-HELPERS = ("resource_tracker", "forkserver")
 ENDING_S = 10.0
 LIVE_TIMEOUT_S = 600
 
@@ -109,32 +108,13 @@ def _nothing_left_behind() -> Iterator[None]:
     deadline = time.monotonic() + ENDING_S
     while (left := _children() - children) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not left, f"processes left behind: {[_describe(pid) for pid in left]}"
+    assert not left, f"processes left behind: {[describe(pid) for pid in left]}"
     assert not _segments() - segments, f"shared memory left behind: {_segments() - segments}"
 
 
 def _children() -> set[int]:
     """Processes that this one started and that still run."""
-    return {
-        child.pid
-        for child in psutil.Process().children()
-        if _state(child) != psutil.STATUS_ZOMBIE
-        and not any(name in _describe(child.pid) for name in HELPERS)
-    }
-
-
-def _state(process: psutil.Process) -> str:
-    try:
-        return process.status()
-    except psutil.NoSuchProcess:
-        return psutil.STATUS_ZOMBIE
-
-
-def _describe(pid: int) -> str:
-    try:
-        return f"{pid}: {' '.join(psutil.Process(pid).cmdline())}"
-    except psutil.NoSuchProcess:
-        return f"{pid}: gone"
+    return {child.pid for child in psutil.Process().children() if running(child)}
 
 
 def _segments() -> set[str]:

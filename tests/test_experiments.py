@@ -17,6 +17,7 @@ import sim_fairness  # noqa: E402
 import sim_overload  # noqa: E402
 from benchlib.simulated import Window, count, steady  # noqa: E402
 
+from pd.cost import library  # noqa: E402
 from pd.types import SLO  # noqa: E402
 from pd.workload.arrival import Arrival, Workload  # noqa: E402
 from pd.workload.outcome import Outcome  # noqa: E402
@@ -92,7 +93,7 @@ def test_an_overload_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_who_asks_little_waits_less_with_fair_shares() -> None:
-    cost = sim_fairness.find_cost(sim_fairness.COST)
+    cost = library.find(sim_fairness.COST)
     rows = {row["setting"]: row for row in sim_fairness.tenants(cost, 10.0, 1, 512)}
     assert rows["vtc"]["mean_s"] < 0.8 * rows["none"]["mean_s"]
     assert rows["alone"]["of_alone"] == 1.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pd.cli.arguments import DEFAULT_URL, add_client_flags, server_url
+from pd.cli.files import write_text
 from pd.cli.workload import add_slo_flags, add_workload_flags, slo_of, workload_spec
 from pd.errors import ConfigError
 
@@ -257,7 +258,7 @@ def _finish(
             "search": None if plan is None else results.search_data(plan),
             "compare": [results.summary_data(each) for each in pooled] if args.compare else None,
         }
-        output.write_text(args.json, json.dumps(data, indent=1) + "\n")
+        write_text(args.json, json.dumps(data, indent=1) + "\n")
     if args.report is not None:
         title = f"{benches[0].endpoint.model}: {runs[0].workload.name}"
         output.write_report(args.report, title, series, slo, goal, notes)

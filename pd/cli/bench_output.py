@@ -14,6 +14,7 @@ from pd.bench.measure import Measured
 from pd.bench.pictures import panels
 from pd.bench.results import problems
 from pd.cli.cell import console, table
+from pd.cli.files import write_text
 from pd.errors import ConfigError
 from pd.report.chart import chart_svg
 from pd.report.page import Page
@@ -123,16 +124,6 @@ def write_report(
     for warning in warnings([each for _, runs in series for each in runs]):
         page.paragraph(warning, note=True)
     write_text(path, page.html)
-
-
-def write_text(path: Path, text: str) -> None:
-    """ConfigError where the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    print(f"==> written to {path}", file=sys.stderr)
 
 
 def _times(spread: Spread) -> tuple[str, ...]:

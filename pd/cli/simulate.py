@@ -133,8 +133,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hardware(args: argparse.Namespace) -> Hardware:
+    from pd.cost import library
     from pd.cost.model import Link
-    from pd.sim.build import Hardware, find_cost
+    from pd.sim.build import Hardware
 
     def link(flag: str, gbs: float | None, latency_s: float) -> Link | None:
         if gbs is not None and not gbs > 0:
@@ -143,8 +144,8 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
     costs = {role: getattr(args, f"{role}_cost") for role in ("prefill", "decode", "mixed")}
     return Hardware(
-        find_cost(args.cost),
-        {role: find_cost(name) for role, name in costs.items() if name is not None},  # type: ignore[misc]
+        library.find(args.cost),
+        {role: library.find(name) for role, name in costs.items() if name is not None},  # type: ignore[misc]
         args.kv_bytes_per_token,
         args.nodes_per_host,
         far=link("--far-gbs", args.far_gbs, 50e-6),

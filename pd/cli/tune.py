@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd.cli.arguments import add_config_flags, config_flags
 from pd.cli.cell import console, table
+from pd.cli.files import write_text
 from pd.cli.simulate import CONFIGURED
 from pd.cli.workload import add_slo_flags, add_workload_flags, slo_of, workload_spec
 from pd.config import Config, ModelConfig
@@ -112,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
     searched.wall_s = time.monotonic() - deadline + 0.95 * seconds
     commands = _commands(args, problem, searched)
     result = to_dict(problem, searched, studied)
-    _write(args.out / "config.yaml", config)
-    _write(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-    _write(
+    write_text(args.out / "config.yaml", config)
+    write_text(args.out / "result.json", json.dumps(result, indent=1) + "\n")
+    write_text(
         args.out / "report.html",
         report(problem, searched, studied, _changed(problem, searched), commands),
     )
@@ -271,11 +272,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    print(f"==> written to {path}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pd.config import GIB, Config, Device
 from pd.cost.model import CostModel, Link
@@ -15,7 +14,6 @@ from pd.types import Role
 
 KV_KEY = "kv_bytes_per_token"  # in what a cost model says about itself
 KV_TOKENS_KEY = "kv_tokens"  # that there is room for on a node
-_SHIPPED = Path(__file__).resolve().parent.parent / "cost" / "data"
 _KINDS: tuple[FailureKind, ...] = ("kill", "freeze", "slow")
 _DISK = Link(100e-6, 3e9)
 
@@ -122,15 +120,6 @@ def _pools(config: Config, hardware: Hardware, block_bytes: int) -> PoolGroup | 
     num_hosts = -(-config.cluster.num_nodes // hardware.per_host)
     num_slots = int(config.pool.pool_disk_gib * GIB) // block_bytes
     return PoolGroup(num_hosts, num_pages, num_slots, hardware.disk)
-
-
-def find_cost(text: str) -> CostModel:
-    """The cost model of a file, or a shipped one by its name."""
-    shipped = _SHIPPED / f"{text}.json"
-    if not Path(text).exists() and not shipped.is_file():
-        names = ", ".join(sorted(path.stem for path in _SHIPPED.glob("*.json"))) or "none"
-        raise ConfigError(f"no cost model '{text}': neither a file nor one of those here: {names}")
-    return CostModel.load(shipped if shipped.is_file() else Path(text))
 
 
 def parse_failure(text: str) -> Failure:

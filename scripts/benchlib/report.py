@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pd.workload import outcome
+
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all values do not exceed (nearest rank); NaN of nothing."""
-    if not values:
-        return float("nan")
-    ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, -int(-share * len(ordered) // 1) - 1))]
+    """The value that `share` of all values, in any order, do not exceed; NaN of nothing."""
+    return outcome.percentile(sorted(values), share)
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from pd.config import Config
+from pd.cost import library
 from pd.cost.load import StepLoad
 from pd.cost.sharing import Sharing
-from pd.sim.build import Hardware, cell_spec, find_cost
+from pd.sim.build import Hardware, cell_spec
 from pd.workload.arrival import Arrival, Workload
 from tests.support.sim_cells import make_spec
 
@@ -36,7 +37,7 @@ from fidelity.loads import CHUNK, LONGEST, capacity, chosen, loads  # noqa: E402
 from fidelity.overheads import Overheads, PerStep  # noqa: E402
 from fidelity.replay import ALONE, front_s, predict, warm_up  # noqa: E402
 
-COST = find_cost("smollm2-135m-cpu-1-thread")
+COST = library.find("smollm2-135m-cpu-1-thread")
 
 
 def times(*ttft_s: float, tpot_s: float | None = 0.02) -> list[Times]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import running
 
 ENDING_S = 20.0
 
@@ -39,9 +40,7 @@ def ray_session() -> Iterator[None]:
     started = set(psutil.Process().children(recursive=True)) - before
     ray.shutdown()
     deadline = time.monotonic() + ENDING_S
-    while (
-        left := [p for p in started if _alive(p) and not _is_helper(p)]
-    ) and time.monotonic() < deadline:
+    while (left := [p for p in started if running(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"processes left behind: {left}"
     # Other tests make some on purpose, and end them.
@@ -71,19 +70,3 @@ def start_cell(ray_session: None, live_model: Path) -> Callable[..., Any]:
             cell.close()
 
     return start
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_helper(process: psutil.Process) -> bool:
-    """One of multiprocessing's, which other tests of this process need."""
-    try:
-        command = " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
-    return "resource_tracker" in command or "forkserver" in command
