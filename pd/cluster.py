@@ -42,7 +42,6 @@ GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
 _WAIT_POLL_S = 1.0
 _STOP_TIMEOUT_S = 30.0
-_GIVE_UP_TIMEOUT_S = 5.0  # when a start has failed
 # A call that waits for as long as its actor lives occupies a thread of the actor.
 _SUPERVISION_CALLS = 8
 
@@ -84,7 +83,7 @@ class Cluster:
             return cls._start(config, progress, started, owns_ray=owns_ray)
         except BaseException:
             # Asked first, they remove the names of what they share.
-            _ask_to_stop(started, _GIVE_UP_TIMEOUT_S)
+            _ask_to_stop(started, _STOP_TIMEOUT_S)
             for handle in started.values():
                 ray.kill(handle)
             if owns_ray:

@@ -110,6 +110,7 @@ class Coordinator:
         self.members.heard_of(sender, now)
         if isinstance(message, Snapshot):
             self.members.on_snapshot(sender, message.snapshot)
+            self.router.reported(sender)
         elif isinstance(message, BlockEvents):
             self._block_events(sender, message, now)
         elif isinstance(message, Submit):
@@ -184,7 +185,7 @@ class Coordinator:
     def _block_events(self, sender: str, events: BlockEvents, now: float) -> None:
         known = sender in self.members.nodes
         if known and self.holders.on_events(sender, events, now):
-            self.router.reported(sender, events)
+            self.router.stored(sender, events)
 
     # -------------------------------------------------------------- requests
     def _submit(self, work: Work, now: float) -> None:

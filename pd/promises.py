@@ -17,9 +17,14 @@ class _Promise:
     keys: Sequence[int]
 
 
+# The last blocks of a request that has ended may still be on their way to the directory: a report
+# that was under way when it ended need not tell of them, the one after that does.
+_REPORTS_AFTER_END = 2
+
+
 class Promises:
-    """One promise a node and transfer, until the node reports the last block of it, or until
-    nobody waits for it any more.
+    """One promise a node and transfer, until the node reports the last block of it, or has
+    reported twice since nobody waits for it any more.
 
     Keys are chained, so two prompts have a block in common only if they have all before it:
     what they share is found by bisection, and promises by their first key.
@@ -29,6 +34,8 @@ class Promises:
         self._by_first: dict[int, dict[tuple[str, int], _Promise]] = {}
         self._by_last: dict[tuple[str, int], set[int]] = {}  # by node and key: transfers
         self._by_transfer: dict[int, dict[str, _Promise]] = {}
+        # By node and transfer that has ended: how many reports its promise has left.
+        self._ended: dict[str, dict[int, int]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_transfer)
@@ -50,9 +57,23 @@ class Promises:
                 self._end(self._by_transfer[transfer_id][node_id])
 
     def drop(self, transfer_id: int) -> None:
-        """This work has ended, one way or another."""
+        """This work never reached the nodes."""
         for promise in tuple(self._by_transfer.get(transfer_id, {}).values()):
             self._end(promise)
+
+    def ended(self, transfer_id: int) -> None:
+        """This work has ended, one way or another."""
+        for node_id in self._by_transfer.get(transfer_id, ()):
+            left = self._ended.setdefault(node_id, {})
+            left.setdefault(transfer_id, _REPORTS_AFTER_END)
+
+    def reported(self, node_id: str) -> None:
+        """The node has sent a snapshot, and before it what it knew of its blocks."""
+        left = self._ended.get(node_id, {})
+        for transfer_id in tuple(left):
+            left[transfer_id] -= 1
+            if not left[transfer_id]:
+                self._end(self._by_transfer[transfer_id][node_id])
 
     def lost(self, node_id: str) -> None:
         """The node is gone, and all that it was to have."""
@@ -80,6 +101,11 @@ class Promises:
         transfers.discard(transfer_id)
         if not transfers:
             del self._by_last[node_id, keys[-1]]
+        left = self._ended.get(node_id)
+        if left is not None:
+            left.pop(transfer_id, None)
+            if not left:
+                del self._ended[node_id]
         promises = self._by_transfer[transfer_id]
         del promises[node_id]
         if not promises:

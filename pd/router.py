@@ -157,18 +157,23 @@ class Router:
 
     def not_sent(self, node_id: str, transfer_id: int) -> None:
         """The order could not be delivered: no snapshot will ever show it."""
+        self.promises.drop(transfer_id)
         node = self._members.nodes.get(node_id)
         if node is not None:
             node.discharge(transfer_id)
 
     def ended(self, transfer_id: int) -> None:
         """Outputs of this work have ended, or nobody wants them."""
-        self.promises.drop(transfer_id)
+        self.promises.ended(transfer_id)
 
-    def reported(self, node_id: str, events: BlockEvents) -> None:
+    def stored(self, node_id: str, events: BlockEvents) -> None:
         """The directory has these events now."""
         if self.promises:
             self.promises.stored(node_id, unpack_short_keys(events.stored))
+
+    def reported(self, node_id: str) -> None:
+        """The node has sent a snapshot."""
+        self.promises.reported(node_id)
 
     def lost(self, node_id: str) -> None:
         self.promises.lost(node_id)

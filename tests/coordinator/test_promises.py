@@ -31,7 +31,10 @@ def test_the_longest_of_several_counts() -> None:
     for transfer_id, text in enumerate(("ax", "abcd", "abx"), 1):
         promises.make(transfer_id, "p0", chain(text))
     assert promises.leading(chain("abcde")) == {"p0": 4}
-    promises.drop(2)
+    promises.ended(2)
+    promises.reported("p0")
+    assert promises.leading(chain("abcde")) == {"p0": 4}, "its report may be on the way"
+    promises.reported("p0")
     assert promises.leading(chain("abcde")) == {"p0": 2}
 
 
@@ -51,8 +54,10 @@ def test_a_lost_node_keeps_nothing() -> None:
     promises.make(1, "d0", chain("abcd"))
     promises.lost("p0")
     assert promises.leading(chain("abcd")) == {"d0": 4}
-    promises.drop(1)
-    promises.drop(1)
+    promises.ended(1)
+    promises.ended(1)
+    for _ in range(2):
+        promises.reported("d0")
     assert not len(promises)
 
 
@@ -76,6 +81,7 @@ class PromisesMachine(RuleBasedStateMachine):
         super().__init__()
         self.promises = Promises()
         self.model: set[tuple[int, str, str]] = set()
+        self.left: dict[tuple[int, str], int] = {}  # reports, by transfer that has ended and node
         self.transfers = 0
 
     @rule(node=st.sampled_from("pqr"), text=st.text("ab", min_size=1, max_size=5))
@@ -97,10 +103,25 @@ class PromisesMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.transfers)
     @rule(data=st.data())
+    def ended(self, data: Any) -> None:
+        transfer_id = data.draw(st.integers(1, self.transfers))
+        self.promises.ended(transfer_id)
+        for of, node, _ in self.model:
+            if of == transfer_id:
+                self.left.setdefault((of, node), 2)
+
+    @precondition(lambda self: self.transfers)
+    @rule(data=st.data())
     def drop(self, data: Any) -> None:
         transfer_id = data.draw(st.integers(1, self.transfers))
         self.promises.drop(transfer_id)
         self.model = {m for m in self.model if m[0] != transfer_id}
+
+    @rule(node=st.sampled_from("pqrd"))
+    def reported(self, node: str) -> None:
+        self.promises.reported(node)
+        self.left = {at: n - (at[1] == node) for at, n in self.left.items()}
+        self.model = {m for m in self.model if self.left.get(m[:2], 1)}
 
     @invariant()
     def same(self) -> None:

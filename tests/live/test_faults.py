@@ -10,7 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from live_cell import WAIT_S, LiveCell, Streamed, orphaned_segments, ray_processes
+from live_cell import (
+    WAIT_S,
+    LiveCell,
+    Streamed,
+    eventually,
+    orphaned_segments,
+    ray_processes,
+)
 
 VOCABULARY = range(3, 380)
 
@@ -59,7 +66,7 @@ def check_replaced(cell: LiveCell, old: dict[str, Any], other: dict[str, Any]) -
     assert new["epoch"] > max(old["epoch"], other["epoch"])
     now = cell.node(other["role"])
     assert (now["pid"], now["epoch"]) == (other["pid"], other["epoch"])
-    assert not orphaned_segments()
+    eventually(lambda: not orphaned_segments())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from live_cell import orphaned_segments, ray_processes
+from live_cell import eventually, orphaned_segments, ray_processes
 
 from pd.errors import PDError
 
@@ -52,7 +52,7 @@ def refusal(start_cell: Any, **options: Any) -> str:
     while actors() - before:
         assert time.monotonic() < deadline, f"left running: {actors() - before}"
         time.sleep(0.1)
-    assert not orphaned_segments()
+    eventually(lambda: not orphaned_segments())  # other tests make some, and end them
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message
@@ -163,4 +163,4 @@ def test_command_serves_until_it_is_told_to_stop(live_model: Path) -> None:
         process.terminate()
         code, _, err = ended(process)
     assert code == 0 and "==> stopped" in err and "Traceback" not in err
-    assert not orphaned_segments()
+    eventually(lambda: not orphaned_segments())
