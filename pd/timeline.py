@@ -10,6 +10,7 @@ from typing import Literal
 from pd.types import SLO
 
 Stage = Literal["queue", "fetch", "compute", "transfer", "first_step"]
+Target = Literal["ttft", "tpot"]
 
 
 class SequenceClock:
@@ -106,12 +107,19 @@ class Timeline:
 
     def meets(self, slo: SLO) -> bool:
         """Whether a finished request met its targets: all of them, and each sequence TPOT's."""
+        return not self.missed(slo)
+
+    def missed(self, slo: SLO) -> tuple[Target, ...]:
+        """Which targets a finished request missed."""
         ttft = self.ttft_s
+        missed: list[Target] = []
         if slo.ttft_s is not None and (ttft is None or ttft > slo.ttft_s):
-            return False
-        return slo.tpot_s is None or all(
-            (clock.tpot_s or 0.0) <= slo.tpot_s for clock in self.clocks
-        )
+            missed.append("ttft")
+        if slo.tpot_s is not None and any(
+            (clock.tpot_s or 0.0) > slo.tpot_s for clock in self.clocks
+        ):
+            missed.append("tpot")
+        return tuple(missed)
 
 
 def _second(clock: SequenceClock) -> float:

@@ -101,7 +101,7 @@ def build_app(
     write_timeout_s: float = 60.0,
 ) -> FrontDoor:
     """Everything that answers HTTP, over a link that was started."""
-    link.metrics.watch(lambda: link.running, link.status)
+    link.metrics.watch(lambda: link.running, link.status, lambda: link.membership.silence_s)
     terms = Terms(classes, link.clock)
     completions = GenerationEndpoint(
         prepare_completion, Completion, model, link, limits, terms, write_timeout_s

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )  # fmt: skip
 from prometheus_client.registry import Collector
 
+from pd.gateway import node_metrics
 from pd.gateway.stream import RunningRequest
 from pd.messages import CellStatus, Started
 from pd.timeline import Stage
@@ -28,6 +29,7 @@ _SECONDS = (
     10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
 _TOKENS = tuple(float(2**power) for power in range(21))
+_BYTES = tuple(float(4**power) for power in range(5, 18))  # 1 KiB to 16 GiB
 
 
 class Histogram:
@@ -77,8 +79,10 @@ class GatewayMetrics(Collector):
         self.prompt_tokens = Histogram(_TOKENS)
         self.output_tokens = Histogram(_TOKENS)
         self.handoff_wait = Histogram(_SECONDS)
+        self.handoff_bytes = Histogram(_BYTES)
         self.stages = {stage: Histogram(_SECONDS) for stage in get_args(Stage)}
         self.moved_bytes = 0
+        self.early_bytes = 0
         self.interruptions = 0
         self.generated = 0
         self.outcomes: Counter[str] = Counter()
@@ -87,17 +91,24 @@ class GatewayMetrics(Collector):
         self.slo_attained: Counter[str] = Counter()
         self.slo_missed: Counter[str] = Counter()
         self.goodput_tokens: Counter[str] = Counter()
+        self.targets_missed: Counter[str] = Counter()  # by "ttft", "tpot" or "end"
         self._running: Callable[[], tuple[RunningRequest, ...]] = tuple
         self._status: Callable[[], CellStatus] = lambda: CellStatus(False, "", ())
+        self._silence_s: Callable[[], float] = float
         self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
     def watch(
-        self, running: Callable[[], tuple[RunningRequest, ...]], status: Callable[[], CellStatus]
+        self,
+        running: Callable[[], tuple[RunningRequest, ...]],
+        status: Callable[[], CellStatus],
+        silence_s: Callable[[], float],
     ) -> None:
         """Where the gauges are read from at a scrape."""
         self._running = running
         self._status = status
+        self._silence_s = silence_s
 
     def ended(self, running: RunningRequest) -> None:
         """A request is over, one way or another."""
@@ -123,12 +134,15 @@ class GatewayMetrics(Collector):
             self.slo_missed[tenant_class] += not attained
             if attained:
                 self.goodput_tokens[tenant_class] += record.num_output
+            self.targets_missed.update(running.missed())
 
     def started(self, message: Started) -> None:
         """The sequences of a work begin to decode."""
         self.moved_bytes += message.moved_bytes
         if message.moved_bytes:
             self.handoff_wait.observe(message.wait_s)
+            self.handoff_bytes.observe(message.moved_bytes)
+            self.early_bytes += message.early_bytes
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -144,6 +158,7 @@ class GatewayMetrics(Collector):
         yield self.handoff_wait.family(
             "pd_handoff_wait_seconds", "First token to decode start: what hides no transfer"
         )
+        yield self.handoff_bytes.family("pd_handoff_bytes", "KV of a hand-off")
         yield Histogram.family_by(
             "pd_stage_seconds",
             "Stages of finished requests: queue + fetch + compute are the TTFT, transfer + "
@@ -152,7 +167,10 @@ class GatewayMetrics(Collector):
             self.stages,
         )
         yield CounterMetricFamily(
-            "pd_kv_moved_bytes", "KV blocks moved for requests", value=self.moved_bytes
+            "pd_kv_moved_bytes", "KV moved from prefill to decode nodes", value=self.moved_bytes
+        )
+        yield CounterMetricFamily(
+            "pd_kv_early_bytes", "Of these, before the prompt was computed", value=self.early_bytes
         )
         running = self._running()
         live = sum(each.record.num_output for each in running)
@@ -179,6 +197,10 @@ class GatewayMetrics(Collector):
             "tenant_class", self.slo_missed,
         )  # fmt: skip
         yield _by(
+            "pd_slo_target_missed", "Which target was missed; end: it was not answered whole",
+            "target", self.targets_missed,
+        )  # fmt: skip
+        yield _by(
             "pd_goodput_tokens", "Output of requests that met all their targets",
             "tenant_class", self.goodput_tokens,
         )  # fmt: skip
@@ -187,27 +209,17 @@ class GatewayMetrics(Collector):
     def _cell(self) -> Iterator[Metric]:
         status = self._status()
         yield GaugeMetricFamily("pd_cell_ready", "1 if requests are served", value=status.ready)
-        names = sorted(
-            {
-                key
-                for node in status.nodes
-                for key, value in node.items()
-                if isinstance(value, (int, float)) and key.isidentifier()
-            }
+        yield GaugeMetricFamily(
+            "pd_cell_requests", "In flight, of all gateways", value=status.num_requests
         )
-        for name in names:
-            gauge = GaugeMetricFamily(
-                f"pd_node_{name}", f"{name} of a node", labels=("node", "role")
-            )
-            for node in status.nodes:
-                value = node.get(name)
-                if isinstance(value, (int, float)):
-                    labels = (str(node.get("id", "")), str(node.get("role", "")))
-                    gauge.add_metric(labels, float(value))
-            yield gauge
+        yield GaugeMetricFamily(
+            "pd_coordinator_silent_seconds", "Since the coordinator was heard of",
+            value=self._silence_s(),
+        )  # fmt: skip
+        yield from node_metrics.families(status.nodes)
 
 
-def _by(name: str, help_text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+def _by(name: str, help_text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, help_text, labels=(label,))
     for key in sorted(counts):
         family.add_metric((key,), counts[key])

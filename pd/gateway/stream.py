@@ -78,9 +78,16 @@ class RunningRequest:
         slo = self.record.request.slo
         if slo.ttft_s is None and slo.tpot_s is None:
             return None
+        return not self.missed()
+
+    def missed(self) -> tuple[str, ...]:
+        """The targets that it missed, of those it has; "end" if it was not answered whole."""
+        slo = self.record.request.slo
+        if slo.ttft_s is None and slo.tpot_s is None:
+            return ()
         if any(seq.finish not in ("stop", "length") for seq in self.record.sequences):
-            return False
-        return self.timeline.meets(slo)
+            return ("end",)
+        return self.timeline.missed(slo)
 
 
 class TokenStream:
