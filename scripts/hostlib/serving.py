@@ -34,6 +34,7 @@ _ENVIRONMENT = {
 }  # fmt: skip
 _OBJECT_STORE_BYTES = 80 << 20  # nothing of ours goes through it
 _RAY_STARTS_S, _SERVES_S, _ENDS_S = 120.0, 300.0, 60.0
+_RAY_STARTS = 3
 
 
 @dataclass
@@ -56,17 +57,36 @@ def start_ray(host: Host, logs: Path, *, head: Host | None, role: str) -> Callab
     What is returned waits until it has started: hosts may do so side by side.
     """
     join = [f"--address={head.address}:{RAY_PORT}"] if head else ["--head", f"--port={RAY_PORT}"]
+    words = [
+        _beside_python("ray"), "start", *join, "--block", f"--node-ip-address={host.address}",
+        "--num-cpus=1", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        "--disable-usage-stats", *([] if head else ["--include-dashboard=false"]),
+        *(f"--{name}={port}" for name, port in _RAY_PORTS.items()),
+        f"--resources={json.dumps({f'pd_{role}': 1})}",
+    ]  # fmt: skip
     log = logs / f"ray-{host.name}.log"
-    log.unlink(missing_ok=True)
-    process = host.start(
-        [_beside_python("ray"), "start", *join, "--block", f"--node-ip-address={host.address}",
-         "--num-cpus=1", f"--object-store-memory={_OBJECT_STORE_BYTES}",
-         "--disable-usage-stats", *([] if head else ["--include-dashboard=false"]),
-         *(f"--{name}={port}" for name, port in _RAY_PORTS.items()),
-         f"--resources={json.dumps({f'pd_{role}': 1})}"],
-        _ENVIRONMENT, log,
-    )  # fmt: skip
-    return lambda: _await(process, log, lambda text: "Ray runtime started" in text, _RAY_STARTS_S)
+
+    def start() -> subprocess.Popen[bytes]:
+        log.unlink(missing_ok=True)
+        return host.start(words, _ENVIRONMENT, log)
+
+    def wait() -> None:
+        running = process
+        for _ in range(_RAY_STARTS - 1):
+            try:
+                return _await(running, log, _ray_runs, _RAY_STARTS_S)
+            except RuntimeError:
+                # On a busy machine Ray's own limit of 30 s, which cannot be set, is too short.
+                interrupt(running, _ENDS_S)
+                running = start()
+        _await(running, log, _ray_runs, _RAY_STARTS_S)
+
+    process = start()
+    return wait
+
+
+def _ray_runs(text: str) -> bool:
+    return "Ray runtime started" in text
 
 
 @contextmanager
