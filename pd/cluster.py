@@ -1,98 +1,79 @@
-"""A cell on Ray: one coordinator, one gateway and the nodes, placed, supervised, restarted."""
+"""A cell on Ray: one coordinator, gateways and nodes, placed, supervised, changed as it runs."""
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from kvstore.pool.actor import PoolActor
-from kvstore.pool.process import PoolLaunch
+from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get
 from pd.config import Config
 from pd.errors import PDError
-from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
-from pd.node.actor import NodeActor
-from pd.node.process import NodeLaunch
-from pd.placement import (
-    check_bind,
-    check_resources,
-    connect,
-    free_port,
-    here,
-    needs_of,
-    on_host_of,
-    place_of,
-)
+from pd.placement import check_bind, check_resources, check_room, connect, free_port, here
+from pd.processes import Basis, Processes
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
-from pd.types import Peer, Role
-
-log = logging.getLogger(__name__)
+from pd.types import Role
 
 GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
 _WAIT_POLL_S = 1.0
-_STOP_TIMEOUT_S = 30.0
-# A call that waits for as long as its actor lives occupies a thread of the actor.
-_SUPERVISION_CALLS = 8
 
 Progress = Callable[[str], None]
 
 
-class Cluster:
-    """A running cell. `url` is where its HTTP front is; `stop` ends everything it started."""
+def _silent(step: str) -> None:
+    pass
 
-    def __init__(
-        self,
-        config: Config,
-        url: str,
-        coordinator: ActorHandle,
-        gateway: ActorHandle,
-        nodes: Mapping[str, ActorHandle],
-        *,
-        owns_ray: bool,
-    ) -> None:
+
+class Cluster:
+    """A running cell. `url` is where its HTTP front is; `stop` ends everything it started.
+
+    Nodes come and go while it serves: no request fails for it. One change at a time: calls from
+    several threads wait for one another.
+    """
+
+    def __init__(self, config: Config, url: str, processes: Processes, *, owns_ray: bool) -> None:
         self.config = config
         self.url = url
-        self.nodes = nodes
-        self._coordinator = coordinator
-        self._gateway = gateway
+        self._processes = processes
+        self._coordinator = processes.basis.coordinator
         self._owns_ray = owns_ray
+        self._changing = threading.RLock()
         self._stopped = threading.Event()
-        self._coordinator_ends = coordinator.watch.remote()
+        self._coordinator_ends = self._coordinator.watch.remote()
 
     @classmethod
-    def start(cls, config: Config, progress: Progress = lambda step: None) -> Cluster:
+    def start(cls, config: Config, progress: Progress = _silent) -> Cluster:
         """Start a cell and wait until it can serve.
 
         `config.model.model` must be a directory. Raises ConfigError or ModelError for what
         the user can mend, PDError when the cell does not come up in `start_timeout_s`.
         """
         owns_ray = connect(config, progress)
-        started: dict[str, ActorHandle] = {}
+        started: list[Processes] = []
         try:
             return cls._start(config, progress, started, owns_ray=owns_ray)
         except BaseException:
-            # Asked first, they remove the names of what they share.
-            _ask_to_stop(started, _STOP_TIMEOUT_S)
-            for handle in started.values():
-                ray.kill(handle)
+            for processes in started:
+                everything = {**processes.all, "coordinator": processes.basis.coordinator}
+                # Asked first, they remove the names of what they share.
+                ask_to_stop(everything, STOP_TIMEOUT_S)
+                for handle in everything.values():
+                    ray.kill(handle)
             if owns_ray:
                 ray.shutdown()
             raise
 
     @classmethod
     def _start(
-        cls, config: Config, progress: Progress, started: dict[str, ActorHandle], *, owns_ray: bool
+        cls, config: Config, progress: Progress, started: list[Processes], *, owns_ray: bool
     ) -> Cluster:
         cluster = config.cluster
         deadline = time.monotonic() + cluster.start_timeout_s
@@ -101,68 +82,90 @@ class Cluster:
         secret = None if is_loopback(cluster.bind) else secrets.token_hex(32)
         check_resources(config)
         check_bind(cluster.bind)
+        port = config.gateway.port or free_port(config.gateway.host, "host")
         progress("starting the coordinator")
-        coordinator = _actor(CoordinatorActor, "coordinator", 64, **here()).remote(
+        coordinator = actor(CoordinatorActor, "coordinator", 64, **here()).remote(
             CoordinatorLaunch(cluster_id, config, secret)
         )
-        started["coordinator"] = coordinator
-        peer = _get(coordinator.peer.remote(), deadline)
         threads = cluster.threads(os.cpu_count() or 1)
-        nodes: dict[str, ActorHandle] = {}
+        try:
+            peer = get(coordinator.peer.remote(), deadline)
+        except BaseException:
+            ray.kill(coordinator)
+            raise
+        processes = Processes(Basis(cluster_id, secret, coordinator, peer, port, threads))
+        started.append(processes)
         progress(f"starting {cluster.num_nodes} nodes, {threads} threads each, and the gateway")
         for node_id, role in _node_ids(config):
-            launch = NodeLaunch(node_id, role, cluster_id, peer, config, threads, secret)
-            nodes[node_id] = _node_actor(config, node_id, role, threads).remote(launch)
-            started[node_id] = nodes[node_id]
-        port = config.gateway.port or free_port(config.gateway.host, "host")
-        gateway = _actor(GatewayActor, GATEWAY, _SUPERVISION_CALLS, **here()).remote(
-            GatewayLaunch(GATEWAY, cluster_id, peer, config, port, secret)
-        )
-        started[GATEWAY] = gateway
-        for member_id, handle in {**nodes, GATEWAY: gateway}.items():
-            coordinator.watch_member.remote(member_id, handle)
-        url = _get(gateway.loaded.remote(), deadline)
-        for node_id, handle in nodes.items():
+            processes.start_node(config, node_id, role)
+        gateway = processes.start_gateway(config, GATEWAY)
+        url = get(gateway.loaded.remote(), deadline)
+        for node_id, handle in processes.nodes.items():
             progress(f"loading the model into {node_id}")
-            _get(handle.loaded.remote(), deadline)
-        pools = cls._start_pools(config, nodes, cluster_id, peer, secret, started, deadline)
-        for member_id, handle in pools.items():
-            coordinator.watch_member.remote(member_id, handle)
+            get(handle.loaded.remote(), deadline)
+        if config.pool.pool_dram_gib > 0 and config.cache.prefix_cache:
+            homes = sorted(processes.homes(deadline).items())
+            pools = [
+                processes.start_pool(config, f"pool-{i}", host, layout)
+                for i, (host, layout) in enumerate(homes)
+            ]
+            for pool in pools:
+                get(pool.loaded.remote(), deadline)
         progress("waiting for the nodes to join")
-        cell = cls(config, url, coordinator, gateway, {**nodes, **pools}, owns_ray=owns_ray)
+        cell = cls(config, url, processes, owns_ray=owns_ray)
         cell._await_ready(deadline)
         return cell
 
-    @staticmethod
-    def _start_pools(
-        config: Config,
-        nodes: Mapping[str, ActorHandle],
-        cluster_id: int,
-        coordinator: Peer,
-        secret: str | None,
-        started: dict[str, ActorHandle],
-        deadline: float,
-    ) -> dict[str, ActorHandle]:
-        """A pool on every host that has nodes, for blocks of the shape they have."""
-        pools: dict[str, ActorHandle] = {}
-        if config.pool.pool_dram_gib == 0 or not config.cache.prefix_cache:
-            return pools
-        homes = dict(_get(node.home.remote(), deadline)[::-1] for node in nodes.values())
-        for i, (host, layout) in enumerate(sorted(homes.items())):
-            pool_id = f"pool-{i}"
-            launch = PoolLaunch(pool_id, cluster_id, coordinator, config, layout, secret)
-            pools[pool_id] = _actor(
-                PoolActor, pool_id, _SUPERVISION_CALLS, **on_host_of(host)
-            ).remote(launch)
-            started[pool_id] = pools[pool_id]
-        for handle in pools.values():
-            _get(handle.loaded.remote(), deadline)
-        return pools
+    # -------------------------------------------------------------- views
+    @property
+    def nodes(self) -> Mapping[str, ActorHandle]:
+        """The nodes and pools by id."""
+        return self._processes.nodes
 
     def status(self) -> CellStatus:
-        status: CellStatus = ray.get(self._coordinator.status.remote())
-        return status
+        return self._processes.status()
 
+    # -------------------------------------------------------------- change
+    def add_node(self, role: Role, progress: Progress = _silent) -> str:
+        """Start one more node and wait until it serves; returns its id.
+
+        PDError if Ray has no room for it, or it does not come up; then nothing has changed.
+        """
+        with self._changing:
+            check_room(self.config, role)
+            deadline = time.monotonic() + self.config.cluster.start_timeout_s
+            node_id = free_id(role, self.nodes)
+            progress(f"starting {node_id}")
+            handle = self._processes.start_node(self.config, node_id, role)
+            try:
+                get(handle.loaded.remote(), deadline)
+                self._processes.await_joined(node_id, deadline)
+            except BaseException:
+                self._processes.end(node_id)
+                raise
+            return node_id
+
+    def remove_node(self, node_id: str, progress: Progress = _silent) -> None:
+        """Give a node no more work, let what runs there end for `node_drain_s`, move the rest to
+        others, and end its process. PDError if there is none, or the cell cannot do without it."""
+        with self._changing:
+            if node_id not in self.nodes:
+                known = ", ".join(sorted(self.nodes))
+                raise PDError(f"there is no node '{node_id}'; those there are: {known}")
+            self._processes.drain(node_id, self.config.cluster.node_drain_s, progress)
+            progress(f"ending {node_id}")
+            self._processes.end(node_id)
+            self._processes.await_left(node_id)
+
+    def change_role(self, node_id: str, role: Role, progress: Progress = _silent) -> None:
+        """Give a node another role; what it did for the old one goes on elsewhere."""
+        with self._changing:
+            progress(f"{node_id} becomes a {role} node")
+            error = self._processes.ask(self._coordinator.change_role, node_id, role)
+            if error:
+                raise PDError(error)
+
+    # -------------------------------------------------------------- end
     def wait(self) -> None:
         """Block until `stop` is called from another thread, or the process is interrupted.
 
@@ -178,11 +181,12 @@ class Cluster:
         if self._stopped.is_set():
             return
         self._stopped.set()
+        processes = self._processes
         # In this order every stream is told before the nodes that serve it go.
-        _ask_to_stop({GATEWAY: self._gateway}, _STOP_TIMEOUT_S)
-        _ask_to_stop({"coordinator": self._coordinator}, _STOP_TIMEOUT_S)
-        _ask_to_stop(self.nodes, _STOP_TIMEOUT_S)
-        for handle in (self._gateway, self._coordinator, *self.nodes.values()):
+        ask_to_stop(processes.gateways, STOP_TIMEOUT_S)
+        ask_to_stop({"coordinator": self._coordinator}, STOP_TIMEOUT_S)
+        ask_to_stop(processes.nodes, STOP_TIMEOUT_S)
+        for handle in (*processes.all.values(), self._coordinator):
             ray.kill(handle)
         if self._owns_ray:
             ray.shutdown()
@@ -216,57 +220,9 @@ def _node_ids(config: Config) -> list[tuple[str, Role]]:
     return [(f"{role}-{i}", role) for role, count in counts for i in range(count)]
 
 
-def _actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
-    return ray.remote(cls).options(
-        name=f"pd-{name}-{secrets.token_hex(4)}",
-        num_cpus=options.pop("num_cpus", 0),
-        max_concurrency=max_concurrency,
-        max_restarts=-1 if cls is not CoordinatorActor else 0,
-        **options,
-    )
-
-
-def _node_actor(config: Config, node_id: str, role: Role, threads: int) -> Any:
-    needs = needs_of(config)
-    # Thread pools read these when the libraries are loaded, before any code of ours runs.
-    env = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
-    return _actor(
-        NodeActor,
-        node_id,
-        _SUPERVISION_CALLS,
-        num_cpus=needs["CPU"],
-        num_gpus=needs["GPU"],
-        resources=place_of(role),
-        runtime_env={"env_vars": env},
-    )
-
-
-def _ask_to_stop(processes: Mapping[str, ActorHandle], timeout_s: float) -> None:
-    """Let these processes stop by themselves, all at the same time."""
-    calls = {handle.stop.remote(): name for name, handle in processes.items()}
-    if calls:
-        ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
-    for call, name in calls.items():
-        try:
-            ray.get(call, timeout=0)
-        except RayError as error:
-            log.warning("%s did not stop by itself: %s", name, str(error).splitlines()[0])
-
-
-def _get(call: Any, deadline: float) -> Any:
-    """The result of a call; an error raised on purpose arrives as itself."""
-    try:
-        return ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
-    except GetTimeoutError:
-        raise PDError("a process did not start within start_timeout_s") from None
-    except RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, PDError) else PDError(_last_line(error)) from None
-    except RayError as error:
-        raise PDError(f"a process did not start: {_last_line(error)}") from None
-
-
-def _last_line(error: RayError) -> str:
-    """What was raised; the lines before are a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def free_id(kind: str, taken: Collection[str]) -> str:
+    """The first of kind-0, kind-1, ... that nobody has."""
+    number = 0
+    while f"{kind}-{number}" in taken:
+        number += 1
+    return f"{kind}-{number}"

@@ -183,6 +183,12 @@ class ClusterConfig(Section):
     recovery_timeout_s: float = option(
         120.0, "seconds that interrupted work waits for a lost node to be back", minimum=0.0
     )
+    node_drain_s: float = option(
+        5.0,
+        "seconds that requests may still take on a node that is to be removed before they go on "
+        "elsewhere",
+        minimum=0.0,
+    )
     lease_s: float = option(
         10.0, "seconds a hand-off's blocks stay reserved without a sign of its sender", minimum=0.1
     )

@@ -24,6 +24,8 @@ from pd.messages import (
     Cancel,
     CellStatus,
     ChangeRole,
+    Drain,
+    Draining,
     Finished,
     GatewayHello,
     Heartbeat,
@@ -137,6 +139,10 @@ class Coordinator:
                 message.node_id, message.role, migrate=message.migrate, now=now
             )
             self.outbox.send(sender, RoleChanged(message.call, error))
+        elif isinstance(message, Drain):
+            error = self.members.drain(message.node_id, message.move_s, now)
+            self.outbox.send(sender, Draining(message.call, error))
+            self._next_status = now
         elif not isinstance(message, Heartbeat):
             raise TypeError(f"the coordinator has no use for {type(message).__name__}")
 
@@ -169,6 +175,8 @@ class Coordinator:
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
             self._next_status = now
         self.members.tick(now)
+        for node in self.members.to_empty(now):
+            self._interrupt_all(node, "is to be removed")
         if self._balancer is not None and self._balancer.tick(now) is not None:
             self._next_status = now
         self.holders.tick(now)
@@ -307,11 +315,13 @@ class Coordinator:
             self._gateway_lost(member)
 
     def _node_lost(self, node: Node, reason: str) -> None:
-        """Interrupt what was to decode there, and what waits for its first token from there.
-
-        What was prefilled there and is on its way to a decode node, that node interrupts
+        """What was prefilled there and is on its way to a decode node, that node interrupts
         itself when it hears of the loss."""
         self.router.lost(node.id)
+        self._interrupt_all(node, reason)
+
+    def _interrupt_all(self, node: Node, reason: str) -> None:
+        """Interrupt what was to decode there, and what waits for its first token from there."""
         for assignments in list(self._assigned.values()):
             by_work: dict[int, tuple[Assignment, list[int]]] = {}
             for index, assignment in assignments.items():

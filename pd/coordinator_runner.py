@@ -7,10 +7,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from pd.coordinator import Coordinator
 from pd.mailbox import Mailbox
-from pd.messages import CellStatus, GatewayHello, Heartbeat, Message, NodeHello, Welcome
+from pd.messages import (
+    SUPERVISOR,
+    CellStatus,
+    Draining,
+    GatewayHello,
+    Heartbeat,
+    Message,
+    NodeHello,
+    RoleChanged,
+    Welcome,
+)
 from pd.outbox import Decided, Kill, Send
 from pd.types import Peer
 
@@ -24,7 +35,7 @@ _MAX_MESSAGES = 256
 class CoordinatorRunner:
     """Drives the coordinator until `stop`. `kill(id, incarnation)` ends a process that hangs.
 
-    `process_lost` and `status` may be called from any thread.
+    `process_lost`, `ask` and `status` may be called from any thread.
     """
 
     def __init__(
@@ -39,6 +50,11 @@ class CoordinatorRunner:
         self._kill = kill
         self._clock = clock
         self._losses: queue.SimpleQueue[tuple[str, int, str]] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[tuple[Callable[[int], Message], Future[str]]] = (
+            queue.SimpleQueue()
+        )
+        self._asked: dict[int, Future[str]] = {}
+        self._num_asked = 0
         self._introduced: dict[str, NodeHello | GatewayHello] = {}
         self._status = core.status(clock())
         self._stopping = threading.Event()
@@ -54,6 +70,14 @@ class CoordinatorRunner:
         self._losses.put((member_id, incarnation, reason))
         self._mailbox.wake()
 
+    def ask(self, question: Callable[[int], Message]) -> Future[str]:
+        """Ask the coordinator as its supervisor. `question` makes the message that a call of this
+        number is; the answer says why it is not done, or nothing."""
+        answer: Future[str] = Future()
+        self._questions.put((question, answer))
+        self._mailbox.wake()
+        return answer
+
     def stop(self) -> None:
         self._stopping.set()
         self._mailbox.wake()
@@ -66,6 +90,11 @@ class CoordinatorRunner:
                 member_id, incarnation, reason = self._losses.get()
                 log.warning("%s %s", member_id, reason)
                 self._core.on_process_lost(member_id, incarnation, self._clock(), reason)
+            while not self._questions.empty():
+                question, answer = self._questions.get()
+                self._num_asked += 1
+                self._asked[self._num_asked] = answer
+                self._core.on_message(SUPERVISOR, question(self._num_asked), self._clock())
             now = self._clock()
             if now >= next_tick:
                 next_tick = now + _TICK_S
@@ -108,6 +137,10 @@ class CoordinatorRunner:
                 log.info("%s: %s (%s)", effect.what, effect.reason, numbers)
 
     def _send(self, to: str, message: Message) -> None:
+        if to == SUPERVISOR:
+            assert isinstance(message, RoleChanged | Draining)
+            self._asked.pop(message.call).set_result(message.error)
+            return
         if not self._mailbox.send(to, message):
             self._core.on_undeliverable(to, message)
         if isinstance(message, Welcome):

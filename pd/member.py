@@ -13,6 +13,7 @@ from pd.policies.pools import Site
 from pd.types import NodeSnapshot, Peer, Role
 
 NO_POOL = UsePool("", 0)
+EMPTY_S = 1.0  # for which a node has to be idle to be empty: blocks it sent last have arrived
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,15 @@ class Found:
 
 
 @dataclass(slots=True)
+class Leaving:
+    """A node that gets no more work because its process is to end. What runs there is moved at
+    `move_at`; `idle_since` is when it last began to have nothing to do."""
+
+    move_at: float
+    idle_since: float | None = None
+
+
+@dataclass(slots=True)
 class Node:
     """A node process. `hello` is what it came with, but for a role that it was given since;
     `credit` is the work sent to it that its last snapshot does not show
@@ -56,6 +66,7 @@ class Node:
     pool: UsePool | None = NO_POOL
     pace: Pace = field(default_factory=Pace)
     former: Role | None = None  # its role before a change that is under way
+    leaving: Leaving | None = None
     _candidate: Candidate | None = None
 
     @property
@@ -66,6 +77,14 @@ class Node:
     def serves(self) -> bool:
         """Whether requests run here; a pool only keeps blocks."""
         return self.hello.role != "pool"
+
+    @property
+    def state(self) -> str:
+        """As `pd status` shows it."""
+        if self.leaving is not None:
+            idle, heard = self.leaving.idle_since, self.last_heard
+            return "drained" if idle is not None and heard - idle >= EMPTY_S else "leaving"
+        return "ready" if self.settled else "changing"
 
     def peer(self) -> Peer:
         return Peer(self.id, self.epoch, self.hello.endpoints)
@@ -115,7 +134,18 @@ class Node:
             self.former = None
         for transfer_id in [t for t in self.credit if t <= snapshot.last_transfer_id]:
             del self.credit[transfer_id]
+        if self.leaving is not None:
+            if self._has_work():
+                self.leaving.idle_since = None
+            elif self.leaving.idle_since is None:
+                self.leaving.idle_since = self.last_heard
         self._candidate = None
+
+    def _has_work(self) -> bool:
+        snapshot = self.snapshot
+        return bool(
+            self.credit or snapshot.num_waiting or snapshot.num_running or snapshot.num_reserving
+        )
 
     def candidate(self) -> Candidate:
         if self._candidate is None:
@@ -138,7 +168,7 @@ class Node:
         hello = self.hello
         row.update(
             id=self.id, epoch=self.epoch, role=hello.role, pid=hello.pid, host=hello.host,
-            device=hello.device, state="ready" if self.settled else "changing",
+            device=hello.device, state=self.state,
             block_size=hello.block_size, max_num_seqs=hello.max_num_seqs,
             silent_s=round(now - self.last_heard, 3),
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from pd.holders import Holders
-from pd.member import NO_POOL, Gateway, Node
+from pd.member import NO_POOL, Gateway, Leaving, Node
 from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, SetRole, UsePool, Welcome
 from pd.outbox import Outbox
 from pd.policies.pools import assign_pools
@@ -91,6 +91,8 @@ class Members:
         member = self.nodes.get(member_id) or self.gateways.get(member_id)
         if member is None or member.hello.incarnation != incarnation:
             return None
+        if isinstance(member, Node) and member.leaving is not None:
+            self._roles.pop(member_id, None)  # whatever has its name one day is another node
         self._leave(member)
         self._bury(member)
         self._announce()
@@ -154,7 +156,7 @@ class Members:
     def change_role(self, node_id: str, role: Role, *, migrate: bool, now: float) -> str:
         """Give a node another role, from now on and after it is started anew; returns why not."""
         node = self.nodes.get(node_id)
-        if node is None or not node.serves:
+        if node is None or not node.serves or node.leaving is not None:
             known = ", ".join(sorted(node.id for node in self.serving)) or "none"
             return f"there is no node {node_id!r} that serves; those that do: {known}"
         if role not in ("prefill", "decode", "mixed"):
@@ -171,10 +173,35 @@ class Members:
         self._tell_role(node_id, now)
         return ""
 
+    def drain(self, node_id: str, move_s: float, now: float) -> str:
+        """No more work for a node, and in `move_s` what it has is to be moved; returns why not."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            return f"there is no node {node_id!r}; those there are: {', '.join(sorted(self.nodes))}"
+        if node.leaving is not None:
+            return ""
+        node.leaving = Leaving(now + move_s)
+        if lacking := self.missing():
+            node.leaving = None
+            return f"{node_id} has to stay: without it {lacking}"
+        self._tell_pools()
+        return ""
+
+    def to_empty(self, now: float) -> list[Node]:
+        """Nodes that have had their time to end what they do. Asked every `_CONFIRM_S`: work that
+        was placed again may fail to leave."""
+        due = []
+        for node in self.nodes.values():
+            if node.leaving is not None and now >= node.leaving.move_at:
+                node.leaving.move_at = now + _CONFIRM_S
+                if node.leaving.idle_since is None:
+                    due.append(node)
+        return due
+
     @property
     def serving(self) -> list[Node]:
-        """The nodes that run requests: all but the pools."""
-        return [node for node in self.nodes.values() if node.serves]
+        """The nodes that requests are sent to: all but the pools and those that are to end."""
+        return [node for node in self.nodes.values() if node.serves and node.leaving is None]
 
     def pool_not_told(self, node_id: str) -> None:
         """A node could not be told which pool to use: `tick` tries again."""
@@ -228,7 +255,9 @@ class Members:
     def _tell_pools(self) -> None:
         """Every node hears where to put its blocks from now on, if that is news to it."""
         self._pools_to_tell = False
-        pools = [node.site() for node in self.nodes.values() if not node.serves]
+        pools = [
+            node.site() for node in self.nodes.values() if not node.serves and node.leaving is None
+        ]
         serving = [node for node in self.serving if pools or node.pool != NO_POOL]
         before = {node.id: node.pool.id for node in serving if node.pool and node.pool.id}
         assigned = assign_pools((node.site() for node in serving), pools, before)

@@ -10,7 +10,8 @@
     node        -> pool          Put; answered by PutGranted, then blocks
     node        -> holder        Fetch, AbortTransfer; answered by blocks, and Stopped if some lack
     holder      -> coordinator   BlockEvents; asked for anew by SyncBlocks
-    coordinator -> node          UsePool
+    coordinator -> node          UsePool, SetRole
+    supervisor  -> coordinator   ChangeRole, Drain (in the same process: no bytes)
 
 A piece of work is named by (request id, output indices, attempt). Whoever ends one
 abnormally sends `Interrupted` to its gateway, which submits a new attempt that continues from
@@ -22,9 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pd.messages_change import ChangeRole, Drain, Draining, RoleChanged, SetRole
 from pd.types import FinishReason, NodeSnapshot, Peer, Role, Source, Tier, TokenEvent, Work
 
 COORDINATOR = "coordinator"
+SUPERVISOR = "supervisor"  # what starts and ends processes, and asks the coordinator beside it
 
 
 # ------------------------------------------------------------------ joining the cell
@@ -336,36 +339,6 @@ class UsePool:
 
 
 @dataclass(frozen=True, slots=True)
-class SetRole:
-    """Take on this role. The weights stay, and so do the blocks.
-
-    With `migrate`, what the new role would not be sent goes on elsewhere: its gateways hear that
-    it was interrupted. Else it ends here.
-    """
-
-    role: Role
-    migrate: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeRole:
-    """Somebody asks for `SetRole`; `call` names the question in the answer, `RoleChanged`."""
-
-    call: int
-    node_id: str
-    role: Role
-    migrate: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class RoleChanged:
-    """The node has been told; or with an `error` it was not, and that is why."""
-
-    call: int
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Put:
     """Blocks that a node has to give. `keys` are 32 bytes each, packed, in prompt order.
 
@@ -427,7 +400,7 @@ Message = (
     | Granted | PrefillDone | Renew | AbortTransfer | Stopped | Started
     | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
     | Beacon | Resend
-    | SetRole | ChangeRole | RoleChanged
+    | SetRole | ChangeRole | RoleChanged | Drain | Draining
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -440,7 +413,7 @@ KINDS: dict[int, type] = dict(
             Granted, PrefillDone, Renew, AbortTransfer, Stopped, Started,
             BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
             Beacon, Resend,
-            SetRole, ChangeRole, RoleChanged,
+            SetRole, ChangeRole, RoleChanged, Drain, Draining,
         ),
         start=1,
     )

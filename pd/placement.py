@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
-from pd.errors import ConfigError
+from pd.errors import ConfigError, PDError
 from pd.types import Role
 
 _REACH_S = 5.0
@@ -26,15 +26,7 @@ def connect(config: Config, progress: Callable[[str], None]) -> bool:
         return False
     cluster = config.cluster
     if cluster.address is not None:
-        progress(f"joining the Ray cluster at {cluster.address}")
-        _check_reachable(cluster.address)
-        try:
-            ray.init(address=cluster.address, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"no Ray cluster at '{cluster.address}': {str(error).splitlines()[0]}; "
-                "start one with 'ray start --head', or leave address out"
-            ) from None
+        join(cluster.address, progress, ", or leave address out")
         return True
     progress("starting Ray")
     # Nodes of one host may share its cores: then Ray must be told of more than there are.
@@ -42,7 +34,19 @@ def connect(config: Config, progress: Callable[[str], None]) -> bool:
     return True
 
 
-def _check_reachable(address: str) -> None:
+def join(address: str, progress: Callable[[str], None], hint: str = "") -> None:
+    """Join a Ray cluster that runs; ConfigError, which ends in `hint`, if there is none."""
+    progress(f"joining the Ray cluster at {address}")
+    advice = f"start one with 'ray start --head'{hint}"
+    _check_reachable(address, advice)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"no Ray cluster at '{address}': {why}; {advice}") from None
+
+
+def _check_reachable(address: str, advice: str) -> None:
     """Raises ConfigError if nobody listens at HOST:PORT, which Ray itself takes minutes to say."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal():
@@ -50,10 +54,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray cluster at '{address}': {error}; "
-            "start one with 'ray start --head', or leave address out"
-        ) from None
+        raise ConfigError(f"no Ray cluster at '{address}': {error}; {advice}") from None
 
 
 def start_ray(num_cpus: int) -> None:
@@ -143,4 +144,15 @@ def check_resources(config: Config) -> None:
             raise ConfigError(
                 f"{config.cluster.num_nodes} nodes of {each:g} {name} each need {wanted:g} and the "
                 f"Ray cluster has {has:g}: start fewer, or set {name.lower()}s_per_node"
+            )
+
+
+def check_room(config: Config, role: Role) -> None:
+    """Raises PDError if Ray has nothing left for one more node of this role."""
+    free = ray.available_resources()
+    for name, need in {**needs_of(config), **place_of(role)}.items():
+        if need > free.get(name, 0.0):
+            raise PDError(
+                f"no room for one more {role} node: it needs {need:g} {name} and the Ray cluster "
+                f"has {free.get(name, 0.0):g} free; add a machine, or free some"
             )

@@ -19,13 +19,14 @@ from pd.coordinator_runner import EPOCH, CoordinatorRunner
 from pd.errors import ConfigError
 from pd.limits import coordinator_limits
 from pd.mailbox import Mailbox
-from pd.messages import COORDINATOR, CellStatus
+from pd.messages import COORDINATOR, CellStatus, ChangeRole, Drain
 from pd.recorder import Recorder
-from pd.types import Peer
+from pd.types import Peer, Role
 
 log = logging.getLogger(__name__)
 
 _RESTART_POLL_S = 1.0
+_ANSWER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,18 @@ class CoordinatorActor:
             target=self._watch, args=(member_id, handle), name=f"watch-{member_id}", daemon=True
         ).start()
 
+    def forget_member(self, member_id: str) -> None:
+        """This actor is ended for good: its end is no loss to report as one, nor to wait for."""
+        self._handles.pop(member_id, None)
+
+    def drain(self, node_id: str, move_s: float) -> str:
+        """No more work for this node; returns why it has to stay, or nothing."""
+        return self._runner.ask(lambda call: Drain(call, node_id, move_s)).result(_ANSWER_S)
+
+    def change_role(self, node_id: str, role: Role) -> str:
+        """Give a node another role; returns why not, or nothing."""
+        return self._runner.ask(lambda call: ChangeRole(call, node_id, role)).result(_ANSWER_S)
+
     def status(self) -> CellStatus:
         return self._runner.status
 
@@ -101,7 +114,7 @@ class CoordinatorActor:
             self._ended.set()
 
     def _watch(self, member_id: str, handle: ActorHandle) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._handles.get(member_id) is handle:
             try:
                 incarnation = ray.get(handle.incarnation.remote())
             except RayError:  # dead or restarting: nobody to watch yet
@@ -113,7 +126,8 @@ class CoordinatorActor:
                 reason = "has stopped"
             except RayError as error:
                 reason = f"was lost: {str(error).splitlines()[0]}"
-            del self._watched[member_id]
+            if self._watched.get(member_id) == incarnation:
+                del self._watched[member_id]
             if not self._stopping.is_set():
                 self._runner.process_lost(member_id, incarnation, reason)
                 self._stopping.wait(_RESTART_POLL_S)

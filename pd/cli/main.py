@@ -1,5 +1,5 @@
-"""The `pd` command: `pd serve`, `generate`, `chat`, `status`, `kv`, `role`, `model`, `profile`,
-`bench`, `simulate`, `replay`, `tune`.
+"""The `pd` command: `pd serve`, `deploy`, `teardown`, `generate`, `chat`, `status`, `kv`, `role`,
+`model`, `profile`, `bench`, `simulate`, `replay`, `tune`.
 
 Exit status: 0 done, 1 it failed, 2 the command or the configuration is wrong, 130 interrupted.
 Whatever a user can get wrong is one line on standard error, never a traceback.
@@ -16,6 +16,7 @@ from importlib import metadata
 from pd.cli import (
     bench,
     chat,
+    deploy,
     generate,
     kv,
     model,
@@ -25,12 +26,16 @@ from pd.cli import (
     serve,
     simulate,
     status,
+    teardown,
     tune,
 )
 from pd.cli.arguments import Parser
 from pd.errors import ConfigError, PDError
 
-COMMANDS = (serve, generate, chat, status, kv, role, model, profile, bench, simulate, replay, tune)
+COMMANDS = (
+    serve, deploy, teardown, generate, chat, status, kv, role, model, profile, bench, simulate,
+    replay, tune,
+)  # fmt: skip
 
 
 def build_parser() -> Parser:

@@ -69,7 +69,7 @@ def serve(config: Config) -> int:
         cluster = Cluster.start(config, progress=progress.step)
     _take_signals()  # once more: Ray has put its own handler there
     try:
-        _greet(cluster.url, config)
+        greet(cluster.url, config, "Ctrl-C stops")
         cluster.wait()
     except KeyboardInterrupt:
         print("\n==> stopping (once more to kill)", file=sys.stderr, flush=True)
@@ -112,7 +112,7 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _greet(url: str, config: Config) -> None:
+def greet(url: str, config: Config, ending: str) -> None:
     """The address goes to standard output, where scripts read it."""
     cluster, gateway = config.cluster, config.gateway
     pools = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed}
@@ -123,7 +123,7 @@ def _greet(url: str, config: Config) -> None:
     )
     print(url, flush=True)
     print(
-        f"==> serving {gateway.served_model_name} on {url} ({nodes}); Ctrl-C stops\n"
+        f"==> serving {gateway.served_model_name} on {url} ({nodes}); {ending}\n"
         f"==> try: curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         file=sys.stderr,
         flush=True,

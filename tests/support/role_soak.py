@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -41,20 +42,26 @@ class RoleSoak:
         self._http.close()
         self._client.close()
 
-    def run(self, changes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """The clients ask for as long as this lasts."""
         threads = [
             threading.Thread(target=self._keep_asking, args=(i,)) for i in range(len(self._bodies))
         ]
         for thread in threads:
             thread.start()
         try:
-            while sum(self.changes.values()) < changes:
-                self._change()
-                progress(sum(self.changes.values()))
+            yield
         finally:
             self._done.set()
             for thread in threads:
                 thread.join()
+
+    def run(self, changes: int, progress: Callable[[int], None] = lambda done: None) -> None:
+        with self.asking():
+            while sum(self.changes.values()) < changes:
+                self._change()
+                progress(sum(self.changes.values()))
 
     def _body(self, tokens: int) -> dict[str, Any]:
         rng = self._rng

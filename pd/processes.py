@@ -1,0 +1,142 @@
+"""The processes of a running cell: starts them one by one, and ends them without harm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from kvstore.layout import KVLayout
+from kvstore.pool.actor import PoolActor
+from kvstore.pool.process import PoolLaunch
+from pd.actors import STOP_TIMEOUT_S, SUPERVISION_CALLS, actor, ask_to_stop, get, node_actor
+from pd.config import Config
+from pd.errors import PDError
+from pd.gateway.actor import GatewayActor, GatewayLaunch
+from pd.messages import CellStatus
+from pd.node.process import NodeLaunch
+from pd.placement import here, on_host_of
+from pd.types import Peer, Role
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all processes of a cell have in common for as long as it lives."""
+
+    cluster_id: int
+    secret: str | None
+    coordinator: ActorHandle
+    peer: Peer  # of the coordinator
+    port: int
+    threads: int  # of a node
+
+
+class Processes:
+    """Nodes, pools and gateways by id. The coordinator is told of each, and watches it."""
+
+    def __init__(self, basis: Basis) -> None:
+        self.basis = basis
+        self.nodes: dict[str, ActorHandle] = {}  # pools included
+        self.gateways: dict[str, ActorHandle] = {}
+
+    @property
+    def all(self) -> Mapping[str, ActorHandle]:
+        return {**self.gateways, **self.nodes}
+
+    # -------------------------------------------------------------- starting
+    def start_node(self, config: Config, node_id: str, role: Role) -> ActorHandle:
+        basis = self.basis
+        launch = NodeLaunch(
+            node_id, role, basis.cluster_id, basis.peer, config, basis.threads, basis.secret
+        )
+        handle = node_actor(config, node_id, role, basis.threads).remote(launch)
+        return self._keep(self.nodes, node_id, handle)
+
+    def start_pool(self, config: Config, pool_id: str, host: str, layout: KVLayout) -> ActorHandle:
+        """On this host, given by the id that Ray has for it."""
+        basis = self.basis
+        launch = PoolLaunch(
+            pool_id, basis.cluster_id, basis.peer, config, layout, basis.secret
+        )  # fmt: skip
+        options = on_host_of(host)
+        handle = actor(PoolActor, pool_id, SUPERVISION_CALLS, **options).remote(launch)
+        return self._keep(self.nodes, pool_id, handle)
+
+    def start_gateway(self, config: Config, gateway_id: str) -> ActorHandle:
+        basis = self.basis
+        launch = GatewayLaunch(
+            gateway_id, basis.cluster_id, basis.peer, config, basis.port, basis.secret
+        )
+        handle = actor(GatewayActor, gateway_id, SUPERVISION_CALLS, **here()).remote(launch)
+        return self._keep(self.gateways, gateway_id, handle)
+
+    def _keep(
+        self, kept: dict[str, ActorHandle], member_id: str, handle: ActorHandle
+    ) -> ActorHandle:
+        kept[member_id] = handle
+        self.basis.coordinator.watch_member.remote(member_id, handle)
+        return handle
+
+    # -------------------------------------------------------------- ending
+    def end(self, member_id: str) -> None:
+        """Stop a process for good, whatever it does."""
+        handle = self.nodes.pop(member_id, None) or self.gateways.pop(member_id)
+        self.basis.coordinator.forget_member.remote(member_id)
+        ask_to_stop({member_id: handle}, STOP_TIMEOUT_S)
+        ray.kill(handle)
+
+    # -------------------------------------------------------------- what the cell says
+    def status(self) -> CellStatus:
+        status: CellStatus = ray.get(self.basis.coordinator.status.remote())
+        return status
+
+    def row(self, node_id: str) -> Mapping[str, Any] | None:
+        return next((row for row in self.status().nodes if row["id"] == node_id), None)
+
+    def await_joined(self, node_id: str, deadline: float) -> None:
+        while self.row(node_id) is None:
+            if time.monotonic() > deadline:
+                raise PDError(f"{node_id} did not join within start_timeout_s")
+            time.sleep(_POLL_S)
+
+    def await_left(self, node_id: str) -> None:
+        """The coordinator knows that a process has ended: it watches it through Ray."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self.row(node_id) is not None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def drain(self, node_id: str, move_s: float, progress: Callable[[str], None]) -> None:
+        """Return when nothing runs on a node any more. PDError if the cell cannot do without it."""
+        row = self.row(node_id)
+        while row is not None and row["state"] != "drained":
+            if row["state"] != "leaving":
+                error = self.ask(self.basis.coordinator.drain, node_id, move_s)
+                if error:
+                    raise PDError(error)
+                progress(f"draining {node_id}")
+            time.sleep(_POLL_S)
+            row = self.row(node_id)
+
+    def ask(self, call: Any, *args: object) -> str:
+        """What the coordinator answers: why it does not, or nothing."""
+        try:
+            error: str = ray.get(call.remote(*args))
+        except RayError as failed:
+            return f"the coordinator did not answer: {str(failed).splitlines()[-1]}"
+        return error
+
+    def homes(self, deadline: float) -> dict[str, KVLayout]:
+        """The hosts that have nodes, by Ray's ids, and the shape of the blocks there."""
+        calls = [h.home.remote() for id_, h in self.nodes.items() if not is_pool(id_)]
+        return dict(get(call, deadline)[::-1] for call in calls)
+
+
+def is_pool(member_id: str) -> bool:
+    return member_id.startswith("pool-")
