@@ -30,7 +30,7 @@ from pd.messages import (
 from pd.outbox import Expect, Forget, Outbox
 from pd.policies.fairness import waiting_queue
 from pd.policies.order import OrderPolicy, WaitingQueue
-from pd.types import BatchPlan, Request, Sampled, Sequence, TokenEvent, Work
+from pd.types import BatchPlan, Request, Sampled, Sequence, Work
 from prefill_node.scheduler import PrefillTask
 
 
@@ -252,28 +252,12 @@ class DecodePhase:
 
     def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1) -> int:
         """The step has run, `times` in a row; how many tokens it drew."""
-        events = self.scheduler.commit(decodes, samples, times)
-        token = self._outbox.token
+        drawn = self.scheduler.commit(decodes, samples, times)
         if self._fair:
-            for seq, _, _ in events:
+            for seq, _, _ in drawn:
                 self.queue.generated(seq.request, times)
-        for seq, sampled, reason in events:
-            request = seq.request
-            token(
-                request.gateway,
-                TokenEvent(
-                    request.request_id,
-                    seq.index,
-                    seq.attempt,
-                    seq.num_output - times,
-                    sampled.token,
-                    reason,
-                    sampled.logprob,
-                    sampled.top,
-                ),
-                times,
-            )
-        return len(events) * times
+        self._outbox.drawn(drawn, times)
+        return len(drawn) * times
 
     # -------------------------------------------------------------- inside
     def _start_if_complete(self, handoff: Handoff, now: float) -> None:
@@ -281,8 +265,7 @@ class DecodePhase:
         if transfer is None or not handoff.first or transfer.status is not IncomingStatus.COMPLETE:
             return
         self._outbox.add(Forget(handoff.transfer_id))
-        for block, key in zip(handoff.table, handoff.hashes, strict=False):
-            self.pool.register(block, key)
+        self.pool.register_all(handoff.table, handoff.hashes)
         seqs = []
         for index, token in handoff.first.items():
             if index not in handoff.dropped:

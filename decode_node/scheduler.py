@@ -8,7 +8,8 @@ from collections.abc import Sequence as Seq
 from kvstore.blocks import BlockPool
 from kvstore.prefix import chain
 from kvstore.table import num_blocks
-from pd.types import FinishReason, Sampled, Sequence
+from pd.outbox import Drawn
+from pd.types import Sampled, Sequence
 
 MAX_STEPS = 1 << 20  # in a row
 
@@ -37,7 +38,7 @@ class DecodeScheduler:
         self.num_tokens = 0  # context of all running sequences
         self.preemptions = 0
         self._forked: set[tuple[str, int]] = set()  # may share the block they write next
-        self._in_flight: frozenset[tuple[str, int]] = frozenset()
+        self._in_flight: tuple[Sequence, ...] = ()
         self._doomed: list[Sequence] = []  # ended while their step was in flight
         self._copied: list[int] = []  # sources of the copies in flight
 
@@ -50,7 +51,7 @@ class DecodeScheduler:
         Its `hashes` are the root key and then one a full block, so that the chain goes on.
         """
         self.running[seq.key] = seq
-        self.num_tokens += len(seq.tokens)
+        self.num_tokens += seq.num_tokens
         if shared:
             self._forked.add(seq.key)
 
@@ -59,9 +60,9 @@ class DecodeScheduler:
         if publish and self._publish is not None:
             self._publish(seq.hashes[1:], seq.blocks)
         del self.running[seq.key]
-        self.num_tokens -= len(seq.tokens)
+        self.num_tokens -= seq.num_tokens
         self._forked.discard(seq.key)
-        if seq.key in self._in_flight:
+        if seq in self._in_flight:
             self._doomed.append(seq)
         else:
             self._release(seq)
@@ -70,11 +71,11 @@ class DecodeScheduler:
         """One step: (sequences to run, blocks to copy first, sequences preempted for room)."""
         copies: dict[tuple[str, int], tuple[int, int]] = {}
         preempted: list[Sequence] = []
-        size = self.pool.block_size
+        size, forked = self.pool.block_size, self._forked
         needy = [
             seq
             for seq in self.running.values()
-            if seq.num_computed == len(seq.blocks) * size or seq.key in self._forked
+            if seq.num_computed == len(seq.blocks) * size or (forked and seq.key in forked)
         ]
         for seq in needy:
             while seq.key in self.running and not self._make_room(seq, copies):
@@ -88,8 +89,8 @@ class DecodeScheduler:
                 preempted.append(victim)
         if not self.running:
             self._release_copied()  # no step will run, so nothing will read them
-        self._in_flight = frozenset(self.running)
-        return tuple(self.running.values()), tuple(copies.values()), preempted
+        self._in_flight = tuple(self.running.values())
+        return self._in_flight, tuple(copies.values()), preempted
 
     def steps_ahead(self, decodes: tuple[Sequence, ...]) -> int:
         """How often the step in flight, of these sequences, can run in a row if nothing else
@@ -123,38 +124,36 @@ class DecodeScheduler:
             for seq in self.running.values()
         )
 
-    def commit(
-        self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1
-    ) -> list[tuple[Sequence, Sampled, FinishReason | None]]:
+    def commit(self, decodes: Seq[Sequence], samples: Seq[Sampled], times: int = 1) -> list[Drawn]:
         """Take what the step drew. Sequences that end are removed, those that ended while
         it ran are skipped. It may have run several `times` in a row, at most `steps_ahead`, and
         drawn the same each time."""
-        self._in_flight = frozenset()
-        for seq in self._doomed:
-            self._release(seq)
-        self._doomed.clear()
+        self._in_flight = ()
+        rows = list(zip(decodes, samples, strict=True))
+        if self._doomed:
+            rows = [row for row in rows if row[0] not in self._doomed]
+            for seq in self._doomed:
+                self._release(seq)
+            self._doomed.clear()
         self._release_copied()
-        events: list[tuple[Sequence, Sampled, FinishReason | None]] = []
-        running, size = self.running, self.pool.block_size
+        size = self.pool.block_size
         if times > 1:  # all of them took their blocks before the first of them ended
-            for seq in decodes:
-                if running.get(seq.key) is seq:
+            for seq, _ in rows:
+                if seq.num_computed + times > len(seq.blocks) * size:
                     self._grow(seq, times)
-        for seq, sampled in zip(decodes, samples, strict=True):
-            if running.get(seq.key) is not seq:
-                continue
-            before = seq.num_computed // size
-            seq.num_computed += times
+        self.num_tokens += times * len(rows)
+        drawn: list[Drawn] = []
+        for seq, sampled in rows:
+            before = seq.num_computed
+            seq.num_computed = after = before + times
             reason = seq.append(sampled.token, times)
-            full = seq.num_computed // size
-            if full > before:
-                for block in range(before, full):
+            if after // size > before // size:
+                for block in range(before // size, after // size):
                     self._register(seq, block)
-            self.num_tokens += times
             if reason is not None:
                 self.remove(seq)
-            events.append((seq, sampled, reason))
-        return events
+            drawn.append((seq, sampled, reason))
+        return drawn
 
     def _make_room(self, seq: Sequence, copies: dict[tuple[str, int], tuple[int, int]]) -> bool:
         """See that the block of the next token is there and the sequence's alone."""
@@ -178,9 +177,8 @@ class DecodeScheduler:
     def _grow(self, seq: Sequence, steps: int) -> None:
         """Give it the blocks that so many steps have written to."""
         lacking = num_blocks(seq.num_computed + steps, self.pool.block_size) - len(seq.blocks)
-        if lacking > 0:
-            seq.blocks += self.pool.allocate(lacking)
-            seq.table_version += 1
+        seq.blocks += self.pool.allocate(lacking)
+        seq.table_version += 1
 
     def _register(self, seq: Sequence, block: int) -> None:
         """Make a block that has just become full findable by its prefix."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from pd.messages import BlockEvents
 from pd.types import Tier
@@ -25,7 +25,7 @@ class BlockLog:
         self._seq = 0
         self._reset = False
         # By tier, in order of report: True for a block stored, False for one removed.
-        self._changes: dict[Tier, OrderedDict[bytes, bool]] = {}
+        self._changes: dict[Tier, dict[bytes, bool]] = {}
 
     def __len__(self) -> int:
         """Changes that wait to be sent."""
@@ -37,19 +37,21 @@ class BlockLog:
 
     def stored(self, key: bytes, tier: Tier) -> None:
         """The block of this key (32 bytes) is now in this tier."""
-        self._note(key, tier, True)
+        self.note((key,), tier, stored=True)
 
     def removed(self, key: bytes, tier: Tier) -> None:
         """The block of this key (32 bytes) is no longer in this tier."""
-        self._note(key, tier, False)
+        self.note((key,), tier, stored=False)
 
-    def _note(self, key: bytes, tier: Tier, stored: bool) -> None:
-        if len(key) < KEY_BYTES:
-            raise ValueError(f"a block's key has 32 bytes, not {len(key)}")
-        short = key[:KEY_BYTES]
-        changes = self._changes.setdefault(tier, OrderedDict())
-        if changes.setdefault(short, stored) is not stored:
-            del changes[short]
+    def note(self, keys: Sequence[bytes], tier: Tier, *, stored: bool) -> None:
+        """All these blocks are now in this tier, or all of them no longer are."""
+        changes = self._changes.setdefault(tier, {})
+        for key in keys:
+            short = key[:KEY_BYTES]
+            if len(short) < KEY_BYTES:
+                raise ValueError(f"a block's key has 32 bytes, not {len(key)}")
+            if changes.setdefault(short, stored) is not stored:
+                del changes[short]
 
     def resync(self, inventory: Iterable[tuple[Tier, bytes]]) -> None:
         """Begin anew: what is sent next makes the coordinator forget, then names everything."""
@@ -72,15 +74,18 @@ class BlockLog:
                 messages.append(self._message(tier, changes, num_keys))
                 limit_keys -= num_keys
         if self._reset:
-            messages.append(self._message("node", OrderedDict(), 0))
+            messages.append(self._message("node", {}, 0))
         return messages
 
-    def _message(self, tier: Tier, changes: OrderedDict[bytes, bool], num_keys: int) -> BlockEvents:
-        stored: list[bytes] = []
-        removed: list[bytes] = []
-        for _ in range(num_keys):
-            short, is_stored = changes.popitem(last=False)
-            (stored if is_stored else removed).append(short)
+    def _message(self, tier: Tier, changes: dict[bytes, bool], num_keys: int) -> BlockEvents:
+        told = list(islice(changes.items(), num_keys))
+        stored = [short for short, is_stored in told if is_stored]
+        removed = [short for short, is_stored in told if not is_stored]
+        if num_keys == len(changes):
+            changes.clear()
+        else:
+            for short, _ in told:
+                del changes[short]
         self._seq += 1
         reset, self._reset = self._reset, False
         return BlockEvents(self._seq, reset, tier, b"".join(stored), b"".join(removed))

@@ -81,11 +81,16 @@ class BlockPool:
             raise NoFreeBlocksError(
                 f"{num_blocks} blocks wanted, {self.num_free} of {self.num_blocks} free"
             )
-        blocks: list[int] = []
-        for _ in range(num_blocks):
-            block = self._free.pop() if self._free else self._evict()
-            self._holds[block] = 1
-            blocks.append(block)
+        free = self._free
+        kept = max(0, len(free) - num_blocks)
+        blocks = free[kept:]
+        blocks.reverse()
+        del free[kept:]
+        if len(blocks) < num_blocks:
+            blocks += self._evict(num_blocks - len(blocks))
+        holds = self._holds
+        for block in blocks:
+            holds[block] = 1
         return blocks
 
     def hold(self, blocks: Sequence[int]) -> None:
@@ -99,19 +104,21 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each. Pass a sequence's blocks in order: of those that become
         evictable the last goes first, since a prefix is worth more than what follows it."""
-        holds = self._holds
+        holds, hash_of, num_blocks = self._holds, self._hash_of, self.num_blocks
+        let_go: list[int] = []
         for done, block in enumerate(blocks):
-            if not (0 <= block < self.num_blocks and holds[block]):
+            if not (0 <= block < num_blocks and holds[block]):
                 for undo in blocks[:done]:
                     holds[undo] += 1
                 raise ValueError(f"block {block} was released more often than held")
-            holds[block] -= 1
-        for block in dict.fromkeys(reversed(blocks)):
-            if holds[block] == 0:
-                if self._hash_of[block] is None:
-                    self._free.append(block)
-                else:
-                    self._evictable[block] = None
+            holds[block] = left = holds[block] - 1
+            if not left:
+                let_go.append(block)
+        for block in reversed(let_go):
+            if hash_of[block] is None:
+                self._free.append(block)
+            else:
+                self._evictable[block] = None
 
     # ------------------------------------------------------------------ the prefix cache
     def match(self, hashes: Iterable[bytes]) -> list[int]:
@@ -142,16 +149,27 @@ class BlockPool:
         If another block has this key already, that one stays findable and this one stays
         without: its content is freed with its last holder.
         """
-        if not (0 <= block < self.num_blocks and self._holds[block]):
-            raise ValueError(f"block {block} is not held, so it cannot be registered")
-        if not self.prefix_cache or key in self._block_of:
-            return
-        if self._hash_of[block] is not None:
-            raise ValueError(f"block {block} is already registered under another hash")
-        self._hash_of[block] = key
-        self._block_of[key] = block
-        if self.log is not None:
-            self.log.stored(key, "node")
+        self.register_all((block,), (key,))
+
+    def register_all(self, blocks: Sequence[int], keys: Sequence[bytes]) -> None:
+        """`register` for each block and its key, where there are as many of both; a mistake ends
+        it at that block."""
+        holds, hash_of, block_of = self._holds, self._hash_of, self._block_of
+        num_blocks, new = self.num_blocks, []
+        try:
+            for block, key in zip(blocks, keys):
+                if not (0 <= block < num_blocks and holds[block]):
+                    raise ValueError(f"block {block} is not held, so it cannot be registered")
+                if key in block_of or not self.prefix_cache:
+                    continue
+                if hash_of[block] is not None:
+                    raise ValueError(f"block {block} is already registered under another hash")
+                hash_of[block] = key
+                block_of[key] = block
+                new.append(key)
+        finally:
+            if new and self.log is not None:
+                self.log.note(new, "node", stored=True)
 
     def cached_keys(self) -> list[bytes]:
         """The hashes of everything findable."""
@@ -167,15 +185,21 @@ class BlockPool:
                 self.log.removed(key, "node")
         self._block_of.clear()
 
-    def _evict(self) -> int:
-        block, _ = self._evictable.popitem(last=False)
-        key = self._hash_of[block]
-        assert key is not None
-        del self._block_of[key]
-        self._hash_of[block] = None
+    def _evict(self, num_blocks: int) -> list[int]:
+        """The least recently used ones, without their content; so many there must be."""
+        evictable, hash_of, block_of = self._evictable, self._hash_of, self._block_of
+        blocks, gone = [], []
+        for _ in range(num_blocks):
+            block, _ = evictable.popitem(last=False)
+            key = hash_of[block]
+            assert key is not None
+            del block_of[key]
+            hash_of[block] = None
+            blocks.append(block)
+            gone.append(key)
         if self.log is not None:
-            self.log.removed(key, "node")
-        return block
+            self.log.note(gone, "node", stored=False)
+        return blocks
 
     def check(self) -> None:
         """Assert every invariant, in O(num_blocks). For tests and post-mortems."""

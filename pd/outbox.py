@@ -8,11 +8,15 @@ events on a virtual clock, a test into assertions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from kvstore.transfer import Push
 from pd.messages import Message, Tokens
-from pd.types import TokenEvent
+from pd.types import FinishReason, Sampled, Sequence, TokenEvent
+
+# A sequence has drawn a token; a reason, if that ended it.
+Drawn = tuple[Sequence, Sampled, FinishReason | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,17 @@ class Outbox:
             events.extend(replace(event, position=first + i, finish=None) for i in range(count - 1))
             event = replace(event, position=first + count - 1)
         events.append(event)
+
+    def drawn(self, drawn: Seq[Drawn], times: int = 1) -> None:
+        """Each of these sequences has this token more, so many `times` in a row; the last of them
+        ends it where a reason is given."""
+        for seq, sampled, reason in drawn:
+            request = seq.request
+            event = TokenEvent(
+                request.request_id, seq.index, seq.attempt, seq.num_output - times, sampled.token,
+                reason, sampled.logprob, sampled.top,
+            )  # fmt: skip
+            self.token(request.gateway, event, times)
 
     def prefilled(self, gateway: str, request_id: str, fetch_s: float, compute_s: float) -> None:
         """What the prompt of the tokens that were just given took."""

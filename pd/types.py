@@ -120,18 +120,20 @@ class Sequence:
     """
 
     __slots__ = (
-        "request", "index", "attempt", "params", "seed", "tokens", "num_prompt",
-        "num_computed", "blocks", "table_version", "hashes", "stop_ids", "slot",
+        "request", "index", "key", "attempt", "params", "seed", "tokens", "num_tokens",
+        "num_prompt", "num_computed", "blocks", "table_version", "hashes", "stop_ids", "slot",
     )  # fmt: skip
 
     def __init__(self, work: Work, index: int) -> None:
         request = work.request
         self.request = request
         self.index = index
+        self.key = request.request_id, index
         self.attempt = work.attempt
         self.params = request.params
         self.seed = request.params.seed_of(index)
-        self.tokens = work.tokens()
+        self.tokens = work.tokens()  # `append` adds to them, and keeps `num_tokens` their number
+        self.num_tokens = work.num_tokens
         self.num_prompt = len(request.prompt)
         self.num_computed = 0
         self.blocks: list[int] = []
@@ -142,12 +144,8 @@ class Sequence:
         self.slot = -1  # a place in the engine's persistent batch arrays; the engine's own
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.request.request_id, self.index
-
-    @property
     def num_output(self) -> int:
-        return len(self.tokens) - self.num_prompt
+        return self.num_tokens - self.num_prompt
 
     def append(self, token: int, count: int = 1) -> FinishReason | None:
         """Take a drawn token; says why the sequence ends with it, or None if it goes on.
@@ -157,13 +155,11 @@ class Sequence:
             self.tokens.append(token)
         else:
             self.tokens.extend([token] * count)
-        params = self.params
-        num_output = len(self.tokens) - self.num_prompt
-        if token in self.stop_ids and num_output >= params.min_tokens:
+        self.num_tokens += count
+        num_output = self.num_tokens - self.num_prompt
+        if token in self.stop_ids and num_output >= self.params.min_tokens:
             return "stop"
-        if num_output >= params.max_tokens:
-            return "length"
-        return None
+        return "length" if num_output >= self.params.max_tokens else None
 
     def __repr__(self) -> str:
         return (

@@ -87,8 +87,10 @@ class PrefillScheduler:
         self._deferred: dict[bytes, list[PrefillTask]] = {}  # tasks that wait for such a block
 
     def __len__(self) -> int:
-        deferred = sum(len(tasks) for tasks in self._deferred.values())
-        return len(self.waiting) + len(self.running) + deferred
+        count = len(self.waiting) + len(self.running)
+        if self._deferred:
+            count += sum(len(tasks) for tasks in self._deferred.values())
+        return count
 
     def add(self, task: PrefillTask) -> None:
         self.waiting.push(task, task.work, task.arrived)
@@ -147,12 +149,9 @@ class PrefillScheduler:
         """The chunk has run. True if it was the prompt's last."""
         lead, size = task.lead, self.pool.block_size
         end = chunk.start + chunk.num_tokens
-        for i in range(chunk.start // size, end // size):
-            key = task.hashes[i]
-            self.pool.register(lead.blocks[i], key)
-            if self._computing.get(key) is task:
-                del self._computing[key]
-                self._wake(key)
+        keys = task.hashes[chunk.start // size : end // size]
+        self.pool.register_all(lead.blocks[chunk.start // size : end // size], keys)
+        self._computed(task, keys)
         lead.num_computed = end
         self._count(task, task.num_remaining)
         if end < task.num_tokens:
@@ -221,12 +220,15 @@ class PrefillScheduler:
                 return True
         return False
 
-    def _wake(self, key: bytes) -> None:
-        for task in self._deferred.pop(key, ()):
-            self.waiting.push(task, task.work, task.arrived)
-
     def _computes_no_more(self, task: PrefillTask) -> None:
-        for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
-            if self._computing.get(key) is task:
-                del self._computing[key]
-                self._wake(key)
+        self._computed(task, task.hashes[task.lead.num_computed // self.pool.block_size :])
+
+    def _computed(self, task: PrefillTask, keys: list[bytes]) -> None:
+        """It does not compute these blocks any longer: who waits for them need not."""
+        computing, deferred = self._computing, self._deferred
+        for key in keys:
+            if computing.get(key) is task:
+                del computing[key]
+                if key in deferred:
+                    for waiting in deferred.pop(key):
+                        self.waiting.push(waiting, waiting.work, waiting.arrived)

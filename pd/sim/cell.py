@@ -29,7 +29,7 @@ from pd.sim.host import SimHost
 from pd.sim.links import Links
 from pd.sim.member import SimMember
 from pd.sim.node import SimNode
-from pd.sim.outbox import RunOutbox, Runs
+from pd.sim.outbox import RunOutbox
 from pd.sim.pool import SimDisk, SimPool
 from pd.sim.prompts import PrefixKeys
 from pd.sim.spec import CellSpec, Failure, NodeGroup
@@ -238,10 +238,16 @@ class SimCell:
         if receiver is not None and receiver.epoch == sender.peers.get(to):
             self._deliver(receiver, sender.id, sender.epoch, message)
 
-    def tokens(self, sender: SimMember, runs: Runs, time_s: float) -> None:
+    def tokens(self, outbox: RunOutbox, time_s: float) -> None:
         """Tokens that left a node then. The gateway only keeps the record, so that it may have
         them at once."""
-        self.gateway.take(runs, time_s + self.spec.latency_s)
+        time_s += self.spec.latency_s
+        if outbox.firsts:
+            firsts, outbox.firsts = outbox.firsts, []
+            self.gateway.take_first(firsts, time_s)
+        if outbox.streams:
+            streams, outbox.streams = outbox.streams, []
+            self.gateway.take(streams, time_s)
 
     def epochs_of(self, peers: Peers) -> dict[str, int]:
         """By id; made once for all who are told."""

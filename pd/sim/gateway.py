@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -21,10 +21,10 @@ from pd.messages import (
     Submit,
     Welcome,
 )
-from pd.sim.outbox import Runs
-from pd.sim.prompts import CompactPrompt, SimRequest, as_prompt
+from pd.sim.outbox import Streams
+from pd.sim.prompts import TOKEN, CompactPrompt, SimRequest, as_prompt
 from pd.timeline import Timeline
-from pd.types import SLO, SamplingParams
+from pd.types import SLO, SamplingParams, TokenEvent
 from pd.workload.arrival import Arrival
 from pd.workload.outcome import Outcome, Status
 
@@ -44,6 +44,7 @@ class Running:
     record: RequestRecord
     timeline: Timeline
     rejected: Rejected | None = None
+    decode: str = ""  # the node that was last chosen to decode it
 
 
 class SimGateway:
@@ -85,7 +86,11 @@ class SimGateway:
     def cancel(self, request_id: str) -> None:
         """The client went away; nothing happens where all was over."""
         running = self.running.get(request_id)
-        if running is not None and (indices := running.record.cancel()):
+        if running is None:
+            return
+        if running.decode in self.cell.members:
+            self.cell.members[running.decode].catch_up()
+        if indices := running.record.cancel():
             self._send(Cancel(request_id, indices))
             running.record.error = _CANCELLED
             self._ended(request_id, running, self.cell.now)
@@ -97,6 +102,8 @@ class SimGateway:
         elif isinstance(message, Interrupted):
             self._interrupted(message)
         elif isinstance(message, Admitted):
+            if message.request_id in self.running:
+                self.running[message.request_id].decode = message.decode
             self.cell.note(
                 "place", message.request_id, prefill=message.prefill, decode=message.decode,
                 attempt=message.attempt,
@@ -111,27 +118,35 @@ class SimGateway:
         elif isinstance(message, Peers):
             self.peers = self.cell.epochs_of(message)
 
-    def take(self, runs: Runs, time_s: float) -> None:
-        """Tokens of one node, which come at that time."""
-        for event, count in runs:
+    def take_first(self, events: Iterable[TokenEvent], time_s: float) -> None:
+        """First tokens, which come at that time."""
+        for event in events:
             running = self.running.get(event.request_id)
+            if running is not None and (taken := len(running.record.on_token(event))):
+                self._took(running, event, taken, time_s)
+
+    def take(self, streams: Streams, time_s: float) -> None:
+        """Whatever these sequences have drawn that is not here yet; the last of it came then."""
+        for seq, reason in streams:
+            request_id, index = seq.key
+            running = self.running.get(request_id)
             if running is None:
                 continue
-            record = running.record
-            if count == 1:
-                taken = len(record.on_token(event))
-            else:
-                taken = count if record.on_run(event, count) else 0
-            if not taken:
-                continue
-            clock = running.timeline.clocks[event.index]
-            if not clock.tokens:
-                self.cell.note("first token", event.request_id)
-            clock.arrived(time_s, taken)
-            if record.sequences[event.index].finish is not None:
-                self._send(Finished(event.request_id, (event.index,)))
-                if record.finished:
-                    self._ended(event.request_id, running, time_s)
+            position = len(running.record.sequences[index].tokens)
+            count = seq.num_output - position
+            event = TokenEvent(request_id, index, seq.attempt, position, TOKEN, reason)
+            if count > 0 and running.record.on_run(event, count):
+                self._took(running, event, count, time_s)
+
+    def _took(self, running: Running, event: TokenEvent, count: int, time_s: float) -> None:
+        record, clock = running.record, running.timeline.clocks[event.index]
+        if not clock.tokens:
+            self.cell.note("first token", event.request_id)
+        clock.arrived(time_s, count)
+        if record.sequences[event.index].finish is not None:
+            self._send(Finished(event.request_id, (event.index,)))
+            if record.finished:
+                self._ended(event.request_id, running, time_s)
 
     # -------------------------------------------------------------- inside
     def _rejected(self, message: Rejected) -> None:

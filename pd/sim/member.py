@@ -116,7 +116,7 @@ class SimMember(ABC):
 
     def freeze(self) -> None:
         """Do nothing until `thaw`, as if stopped by a signal."""
-        self._before(self.cell.now)
+        self.catch_up()
         self.frozen = True
 
     def thaw(self) -> None:

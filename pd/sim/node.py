@@ -57,6 +57,7 @@ class SimNode(SimMember):
         self._num_samples = 0
         # The step or run of steps under way:
         self._began = self._ends = self._first_ends = 0.0
+        self._committed = 0.0  # when the last step that is over was
         self._steps = 0
         self._num_seqs = self._context = 0
         self._first_s = 0.0
@@ -70,6 +71,12 @@ class SimNode(SimMember):
         self.slowness = factor
         if self._steps > 1:  # a run ends with the step that began at the old pace
             self._shorten(1)
+
+    def catch_up(self) -> None:
+        super().catch_up()
+        if not self.frozen:
+            self._outbox.tell_all()
+            self._flush(self._committed)
 
     def end(self) -> None:
         super().end()
@@ -135,13 +142,13 @@ class SimNode(SimMember):
 
     def _flush(self, now: float) -> None:
         """`now` is when what left the core did so: tokens may be of steps that ended earlier."""
-        runs = self._outbox.drain_tokens()
-        if self._outbox.prompts:
-            for request_id, fetch_s, compute_s in self._outbox.prompts:
+        outbox = self._outbox
+        if outbox.prompts:
+            for request_id, fetch_s, compute_s in outbox.prompts:
                 self.cell.note("prefilled", request_id, fetch_s=fetch_s, compute_s=compute_s)
-            self._outbox.prompts.clear()
-        if runs:
-            self.cell.tokens(self, runs, now)
+            outbox.prompts.clear()
+        if outbox.firsts or outbox.streams:
+            self.cell.tokens(outbox, now)
         for effect in self.core.drain():
             self._do(effect)
 
@@ -218,6 +225,7 @@ class SimNode(SimMember):
 
     def _commit(self, now: float, times: int) -> None:
         self.busy_s += now - self._began
+        self._committed = now
         self.core.commit([_SAMPLED] * self._num_samples, now, times)
 
     def _takes_s(self, num_steps: int) -> float:

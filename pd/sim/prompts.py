@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import shake_128
 from typing import Any, cast, overload
 
-from kvstore.prefix import KeySpace, chain
+from kvstore.prefix import KEY_BYTES, KeySpace, chain
 from pd.types import Request
 
 TOKEN = 0  # drawn in every step: no decision looks at what a token is
-_ODD = 0x9E3779B97F4A7C15F39CC0605CEDC8341082276BF3A27251F86C6A11D0C18E95  # 2**256 / golden ratio
-_KEY_MASK = (1 << 256) - 1
 _TOKEN_MASK = 0x7FFFFFFF
 
 
@@ -71,17 +69,24 @@ class CompactPrompt(Sequence[int]):
         return known
 
     def _make_keys(self, block_size: int, root: bytes) -> list[bytes]:
-        """A block's key is told by the id in whose reach it ends, and by where it ends."""
+        """A block's key is told by the id in whose reach it ends, and by which of those it is."""
         keys: list[bytes] = []
-        place, key = -1, 0
-        for end in range(block_size, self.num_tokens + 1, block_size):
-            if (end - 1) // self.id_tokens != place:
-                place = (end - 1) // self.id_tokens
-                name = self.ids[place] if place < len(self.ids) else self.own
-                digest = sha256(root + name.to_bytes(16, "little", signed=True)).digest()
-                key = int.from_bytes(digest, "little")
-            keys.append((key + end * _ODD & _KEY_MASK).to_bytes(32, "little"))
-        return keys
+        ids, id_tokens = self.ids, self.id_tokens
+        num_blocks = self.num_tokens // block_size
+        for place, name in enumerate(ids):
+            # Blocks that end in (place * id_tokens, (place + 1) * id_tokens].
+            last = min(num_blocks, (place + 1) * id_tokens // block_size)
+            if last > len(keys):
+                keys += _named(name, root, last - len(keys))
+        return keys + _named(self.own, root, num_blocks - len(keys))
+
+
+def _named(name: int, root: bytes, count: int) -> list[bytes]:
+    """Keys of the first `count` blocks that end in the reach of an id."""
+    if count <= 0:
+        return []
+    stream = shake_128(root + name.to_bytes(16, "little", signed=True)).digest(KEY_BYTES * count)
+    return [stream[at : at + KEY_BYTES] for at in range(0, KEY_BYTES * count, KEY_BYTES)]
 
 
 class Tokens(Sequence[int]):

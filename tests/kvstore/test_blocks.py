@@ -7,12 +7,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kvstore.blocklog import BlockLog
 from kvstore.blocks import BlockPool
 from pd.errors import NoFreeBlocksError
 
 
 def key(name: object) -> bytes:
-    return repr(name).encode()
+    return repr(name).encode().ljust(32)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -190,3 +191,15 @@ def test_impossible_pools(sizes: tuple[int, int]) -> None:
         BlockPool(*sizes)
     with pytest.raises(ValueError, match="cannot allocate -1"):
         BlockPool(1, 1).allocate(-1)
+
+
+def test_many_are_registered_as_one_by_one_up_to_a_mistake() -> None:
+    log = BlockLog()
+    pool = BlockPool(4, 4, log=log)
+    held = pool.allocate(3)
+    pool.register(held[0], key("known"))
+    with pytest.raises(ValueError, match="not held"):
+        pool.register_all([held[1], held[2], 3, 0], [key("known"), key(1), key(2), key(3)])
+    assert pool.cached_keys() == [key("known"), key(1)]
+    (events,) = log.drain()
+    assert events.stored == key("known")[:8] + key(1)[:8]

@@ -177,6 +177,19 @@ def test_a_cancelled_request_gives_everything_back() -> None:
         assert [each.status for each in ended] == ["error"] and ended[0].detail == "cancelled"
 
 
+def test_a_client_that_leaves_has_what_was_drawn_until_then() -> None:
+    """In the middle of steps that are taken together."""
+    whole = finish(make_spec(), one(100, 200, 0.0))[1][0]
+    assert whole.ttft_s is not None and whole.tpot_s is not None
+    ended: list[Outcome] = []
+    cell = SimCell(make_spec(), on_end=ended.append)
+    cell.queue.at(0.0, cell.gateway.submit, one(100, 200, 0.0).arrivals[0])
+    at_s = whole.ttft_s + 100.5 * whole.tpot_s
+    cell.queue.at(at_s, cell.gateway.cancel, "r0")
+    cell.queue.run_until(at_s)
+    assert 98 <= ended[0].num_output <= 102
+
+
 def test_cached_prompts_are_found_where_they_lie() -> None:
     prefix = tuple(range(8))
     workload = Workload("twice", [Arrival(t, 512, 4, prefix) for t in (1.0, 5.0)], 64)
