@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
@@ -58,16 +60,36 @@ def _check_reachable(address: str, advice: str) -> None:
 
 
 def start_ray(num_cpus: int) -> None:
-    """A Ray of this host alone; it ends with `ray.shutdown` or with this process."""
+    """A Ray of this host alone; it ends with `ray.shutdown` or with this process.
+
+    None of its sockets can be reached from another host. Ray asks for a token there, too, which
+    keeps this host's other users out: whoever can talk to Ray can run programs as its user.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # How long a process that is to end may take; a stopped one would take all of it.
     os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "500")
     # Else workers run at nice 15: whatever runs beside a node takes its core away for milliseconds.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(
-        num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR,
-    )  # fmt: skip
+    with _on_loopback():
+        ray.init(
+            num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts meanwhile listens on loopback addresses only.
+
+    Ray does so by itself on macOS and Windows, and reads from the environment, when it is
+    imported, whether to do so elsewhere. That is too early: a cluster to join may yet be named.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def here() -> dict[str, Any]:

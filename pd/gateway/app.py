@@ -23,6 +23,7 @@ from pd.gateway.http import send_error
 from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.metrics import GatewayMetrics
+from pd.gateway.openapi import OPEN_PATHS, description
 from pd.gateway.ops_routes import OpsRoutes, error_response
 from pd.gateway.served import ServedModel
 from pd.gateway.tenants import Tenants
@@ -59,15 +60,13 @@ class CountedSend:
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """Checks the API key of everything under /v1, then sends a request where it belongs.
+    """Checks the API key of everything but `OPEN_PATHS`, then sends a request where it belongs.
 
     Generation goes straight to its endpoint: every layer in between costs on every token.
-    `/health`, `/ready` and `/metrics` need no key: probes and scrapers have none, and nothing
-    there tells about a request.
     """
 
     endpoints: Mapping[str, ASGIApp]  # POST, by path
-    others: ASGIApp
+    others: Starlette
     tenants: Tenants
     metrics: GatewayMetrics
 
@@ -75,7 +74,7 @@ class FrontDoor:
         if scope["type"] != "http":
             return
         counted = CountedSend(send, self.metrics.responses)
-        if scope["path"].startswith("/v1"):
+        if scope["path"] not in OPEN_PATHS:
             tenant = self.tenants.of(Headers(scope=scope).get("authorization", ""))
             if tenant is None:
                 await send_error(counted, _WRONG_KEY)
@@ -114,7 +113,7 @@ def build_app(
         routes=[
             # Only to tell a wrong method from a wrong path.
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
-            *OpsRoutes(model, link).routes(),
+            *OpsRoutes(model, link, description(limits, keyed=tenants.keyed)).routes(),
         ],
         exception_handlers={RequestError: _request_error, HTTPException: _http_error},
     )

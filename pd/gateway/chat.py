@@ -66,7 +66,7 @@ async def prepare_chat(
         params=[with_length(params, length, body.seed)],
         options=options,
         slo=validate.slo(body, headers),
-        priority=validate.priority(body),
+        priority=validate.priority(body, limits),
         cache_salt=validate.cache_salt(body, limits),
         session=validate.session(body, headers, limits),
     )

@@ -78,7 +78,7 @@ async def prepare_completion(
         params=[with_length(params, length, body.seed) for length in lengths],
         options=options,
         slo=validate.slo(body, headers),
-        priority=validate.priority(body),
+        priority=validate.priority(body, limits),
         cache_salt=validate.cache_salt(body, limits),
         session=validate.session(body, headers, limits),
         echoes=[text or "" for text in texts],

@@ -1,4 +1,4 @@
-"""What is not generation: models, health, readiness, metrics, status."""
+"""What is not generation: models, health, readiness, metrics, status, the API's description."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from pd.gateway.served import ServedModel
 
 
 class OpsRoutes:
-    """Small endpoints over the link and the model."""
+    """Small endpoints over the link and the model. Each is described in `openapi`."""
 
-    def __init__(self, model: ServedModel, link: CellLink) -> None:
+    def __init__(self, model: ServedModel, link: CellLink, description: dict[str, Any]) -> None:
         self._model = model
         self._link = link
+        self._description = msgspec.json.encode(description)
 
     def routes(self) -> list[Route]:
         return [
@@ -35,6 +36,7 @@ class OpsRoutes:
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics),
+            Route("/openapi.json", self.describe),
         ]
 
     async def models(self, request: Request) -> Response:
@@ -59,6 +61,10 @@ class OpsRoutes:
         return Response(
             self._link.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
+
+    async def describe(self, request: Request) -> Response:
+        """The OpenAPI description of all this."""
+        return Response(self._description, media_type="application/json")
 
     async def role(self, request: Request) -> Response:
         """Give a node another role, for good: {"role": "prefill", "migrate": true}. Not for

@@ -76,13 +76,13 @@ class GatewayServer:
         self.port: int = self._socket.getsockname()[1]
         self.metrics = GatewayMetrics()
         self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
-        app = build_app(
+        self.app = build_app(
             self.model, self.link, options.limits,
             tenants=tenants, classes=options.classes, write_timeout_s=options.write_timeout_s,
         )  # fmt: skip
         self._server = _Server(
             uvicorn.Config(
-                app,
+                self.app,
                 http=_protocol(),
                 ws="none",
                 lifespan="off",

@@ -18,9 +18,14 @@ class Tenants:
             raise ConfigError("the API key is empty: set one, or none at all")
         self._tenants = {_digest(key): tenant for key, tenant in keys.items()}
 
+    @property
+    def keyed(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self._tenants)
+
     def of(self, authorization: str) -> str | None:
         """The tenant of a request by its Authorization header; None to turn it away."""
-        if not self._tenants:
+        if not self.keyed:
             return ""
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":

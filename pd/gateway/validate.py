@@ -9,36 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pd.errors import RequestError
+from pd.gateway.accepted import HARMLESS, HARMLESS_IN_MESSAGE, ROLES, bounds_of
 from pd.gateway.limits import Limits
 from pd.gateway.schema import ChatBody, CompletionBody, GenerationBody
 from pd.types import MAX_SEED, SLO, SamplingParams
 
-_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-
-# Fields that would need behaviour which is not there, and the values that need none.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "store": _NOTHING,
-    "service_tier": (None, "auto", "default"),
-    "use_beam_search": _NOTHING,
-    "response_format": (None, {"type": "text"}),
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "structured_outputs": _NOTHING,
-    "suffix": _NOTHING,
-    "tools": _NOTHING,
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": _NOTHING,
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": _NOTHING,
-    "prediction": _NOTHING,
-    "reasoning_effort": (None, "none"),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
 _RESERVED_TEMPLATE_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "self"})
 
 
@@ -58,7 +33,7 @@ class OutputOptions:
 
 def check_supported(body: GenerationBody) -> None:
     """Refuse what would need behaviour that this server does not have."""
-    for field, harmless in _UNSUPPORTED.items():
+    for field, harmless in HARMLESS.items():
         value = getattr(body, field, None)
         # By type too: JSON's 0 is not false, though Python's is.
         if not any(type(value) is type(each) and value == each for each in harmless):
@@ -80,22 +55,22 @@ def sampling(
 
     A seed is drawn when none is given, so that a request can be resumed exactly.
     """
-    top_k = _within("top_k", body.top_k, 0, -1, 1 << 31)
+    top_k = _within("top_k", body.top_k, 0, limits)
     seed = body.seed
     if seed is None:
         seed = secrets.randbits(63)
     return SamplingParams(
-        n=_within("n", body.n, 1, 1, limits.max_n),
-        min_tokens=_within("min_tokens", body.min_tokens, 0, 0, 1 << 31),
-        temperature=_within("temperature", body.temperature, 1.0, 0.0, 2.0),
+        n=_within("n", body.n, 1, limits),
+        min_tokens=_within("min_tokens", body.min_tokens, 0, limits),
+        temperature=_within("temperature", body.temperature, 1.0, limits),
         top_k=min(max(top_k, 0), vocab_size),
-        top_p=_within("top_p", body.top_p, 1.0, 0.0, 1.0, open_below=True),
-        min_p=_within("min_p", body.min_p, 0.0, 0.0, 1.0),
-        repetition_penalty=_within("repetition_penalty", body.repetition_penalty, 1.0, 0.01, 100.0),
-        presence_penalty=_within("presence_penalty", body.presence_penalty, 0.0, -2.0, 2.0),
-        frequency_penalty=_within("frequency_penalty", body.frequency_penalty, 0.0, -2.0, 2.0),
+        top_p=_within("top_p", body.top_p, 1.0, limits),
+        min_p=_within("min_p", body.min_p, 0.0, limits),
+        repetition_penalty=_within("repetition_penalty", body.repetition_penalty, 1.0, limits),
+        presence_penalty=_within("presence_penalty", body.presence_penalty, 0.0, limits),
+        frequency_penalty=_within("frequency_penalty", body.frequency_penalty, 0.0, limits),
         logit_bias=_logit_bias(body.logit_bias, limits, vocab_size),
-        seed=_within("seed", seed, 0, -MAX_SEED - 1, MAX_SEED) & MAX_SEED,
+        seed=_within("seed", seed, 0, limits) & MAX_SEED,
         logprobs=logprobs,
         stop=_stops(body.stop, limits),
         stop_token_ids=_stop_ids(body.stop_token_ids, limits, vocab_size),
@@ -125,7 +100,7 @@ def max_tokens(
         number = room if default is None else min(default, room)
         number = number if cap is None else min(number, cap)
     else:
-        number = _within(field, asked, 1, 1, (1 << 31) if cap is None else cap)
+        number = _within(field, asked, 1, limits)
         if number > room:
             raise RequestError(
                 f"the prompt has {num_prompt} tokens and '{field}' asks for {number} more, but "
@@ -165,7 +140,7 @@ def completion_logprobs(body: CompletionBody, limits: Limits) -> int | None:
             "'logprobs' together with 'echo' is not supported: the prompt's are not computed",
             param="logprobs", code="unsupported_parameter",
         )  # fmt: skip
-    return _within("logprobs", body.logprobs, 0, 0, limits.max_logprobs)
+    return _within("logprobs", body.logprobs, 0, limits)
 
 
 def chat_logprobs(body: ChatBody, limits: Limits) -> int | None:
@@ -173,7 +148,7 @@ def chat_logprobs(body: ChatBody, limits: Limits) -> int | None:
         if body.top_logprobs:
             raise RequestError("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
         return None
-    return _within("top_logprobs", body.top_logprobs, 0, 0, limits.max_logprobs)
+    return _within("top_logprobs", body.top_logprobs, 0, limits)
 
 
 def slo(body: GenerationBody, headers: Mapping[str, str]) -> SLO:
@@ -196,9 +171,9 @@ def slo(body: GenerationBody, headers: Mapping[str, str]) -> SLO:
     return SLO(ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
-def priority(body: GenerationBody) -> int | None:
+def priority(body: GenerationBody, limits: Limits) -> int | None:
     """Lower runs earlier; None leaves it to the tenant's class."""
-    number: int | None = _within("priority", body.priority, None, -(1 << 31), (1 << 31) - 1)
+    number: int | None = _within("priority", body.priority, None, limits)
     return number
 
 
@@ -227,13 +202,13 @@ def chat_messages(body: ChatBody, limits: Limits) -> list[dict[str, Any]]:
     plain: list[dict[str, Any]] = []
     for number, message in enumerate(body.messages):
         where = f"messages[{number}]"
-        if message.role not in ("system", "developer", "user", "assistant"):
+        if message.role not in ROLES:
             raise RequestError(
                 f"'{where}.role' must be system, developer, user or assistant",
                 param=f"{where}.role",
             )
-        for field in ("audio", "tool_calls", "tool_call_id", "function_call"):
-            if getattr(message, field) not in (None, []):
+        for field, harmless in HARMLESS_IN_MESSAGE.items():
+            if getattr(message, field) not in harmless:
                 raise RequestError(
                     f"'{where}.{field}' is not supported by this server: leave it out",
                     param=f"{where}.{field}", code="unsupported_parameter",
@@ -313,7 +288,7 @@ def _logit_bias(bias: dict[str, float] | None, limits: Limits, vocab_size: int) 
                 f"'logit_bias' keys must be token ids from 0 to {vocab_size - 1}",
                 param="logit_bias",
             )
-        result[token] = _within("logit_bias", value, 0.0, -100.0, 100.0)
+        result[token] = _within("logit_bias", value, 0.0, limits)
     return result
 
 
@@ -333,16 +308,11 @@ def _name(field: str, value: str | None, max_length: int) -> str:
     return value
 
 
-def _within(
-    field: str, value: Any, default: Any, low: float, high: float, *, open_below: bool = False
-) -> Any:
-    """`value`, or `default` for None; raises unless low <= value <= high (low < for open)."""
+def _within(field: str, value: Any, default: Any, limits: Limits) -> Any:
+    """`value`, or `default` for None; raises unless it is within the field's bounds."""
     if value is None:
         return default
-    if value > high or value < low or (open_below and value == low):
-        edge = "more than" if open_below else "at least"
-        raise RequestError(
-            f"'{field}' must be {edge} {low:g} and at most {high:g}",
-            param=field, code="invalid_value",
-        )  # fmt: skip
+    bounds = bounds_of(limits)[field]
+    if not bounds.hold(value):
+        raise RequestError(f"'{field}' must be {bounds}", param=field, code="invalid_value")
     return value
