@@ -33,6 +33,8 @@ from pd.policies.order import OrderPolicy, WaitingQueue
 from pd.types import BatchPlan, Request, Sampled, Sequence, Work
 from prefill_node.scheduler import PrefillTask
 
+_KEPT_SHARE = 1 / 16  # of sequences and blocks, for others than who has most of them
+
 
 class DecodePhase:
     """Everything a node does for sequences from their reservation to their last token.
@@ -105,13 +107,14 @@ class DecodePhase:
         while (handoff := self.queue.peek(now)) is not None:
             active = len(self.scheduler) + self._incoming_seqs
             num_seqs = len(handoff.work.indices)
-            if active + num_seqs > self.scheduler.max_num_seqs:
+            seats, blocks = self._kept_from(handoff.work.request.tenant)
+            if active and active + num_seqs > self.scheduler.max_num_seqs - seats:
                 return
             room = acquire(
                 self.pool,
                 handoff.hashes,
                 handoff.work.num_tokens,
-                spare=max(active + num_seqs, self._watermark_blocks) if active else 0,
+                spare=max(active + num_seqs, self._watermark_blocks) + blocks if active else 0,
                 compute=handoff.task is not None,
             )
             if room is None:
@@ -123,6 +126,15 @@ class DecodePhase:
                 self._granted_local(handoff, handoff.task)
             else:
                 self._granted(handoff, now)
+
+    def _kept_from(self, tenant: str) -> tuple[int, int]:
+        """Sequences and blocks that a tenant may not fill up: with more than half of the batch
+        its own, it leaves some to others, who would else wait for one of its outputs to end."""
+        scheduler = self.scheduler
+        if not self.queue.shared or 2 * scheduler.num_of_tenant[tenant] <= len(scheduler):
+            return 0, 0
+        seats = int(_KEPT_SHARE * scheduler.max_num_seqs)
+        return seats, int(_KEPT_SHARE * self.pool.num_blocks)
 
     def _granted_local(self, handoff: Handoff, task: PrefillTask) -> None:
         lead = task.lead

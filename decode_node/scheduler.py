@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
@@ -36,6 +37,7 @@ class DecodeScheduler:
         self.max_num_seqs = max_num_seqs
         self.running: dict[tuple[str, int], Sequence] = {}
         self.num_tokens = 0  # context of all running sequences
+        self.num_of_tenant: Counter[str] = Counter()  # of those, only tenants that have any
         self.preemptions = 0
         self._forked: set[tuple[str, int]] = set()  # may share the block they write next
         self._in_flight: tuple[Sequence, ...] = ()
@@ -52,6 +54,7 @@ class DecodeScheduler:
         """
         self.running[seq.key] = seq
         self.num_tokens += seq.num_tokens
+        self.num_of_tenant[seq.request.tenant] += 1
         if shared:
             self._forked.add(seq.key)
 
@@ -61,6 +64,10 @@ class DecodeScheduler:
             self._publish(seq.hashes[1:], seq.blocks)
         del self.running[seq.key]
         self.num_tokens -= seq.num_tokens
+        tenant = seq.request.tenant
+        self.num_of_tenant[tenant] -= 1
+        if not self.num_of_tenant[tenant]:
+            del self.num_of_tenant[tenant]
         self._forked.discard(seq.key)
         if seq in self._in_flight:
             self._doomed.append(seq)

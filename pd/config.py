@@ -126,6 +126,12 @@ class SchedulerConfig(Section):
         "vtc: tenants that want more than their share get equal ones, or as the weights of their "
         "classes are; none: prompts are served whosever they are",
     )
+    burst_tokens: int = option(
+        8192,
+        "with vtc, how many tokens of service a tenant that comes back after a pause gets ahead of "
+        "the others",
+        minimum=0,
+    )
     watermark: float = option(
         0.01, "share of a node's blocks kept free for growth when a sequence is let in",
         minimum=0.0, maximum=0.5,

@@ -51,7 +51,12 @@ def node_limits(config: Config, device: Device) -> NodeLimits:
     return NodeLimits(
         max_num_batched_tokens=scheduler.token_budget(device),
         max_num_seqs=scheduler.max_num_seqs,
-        order=OrderPolicy(scheduler.prefill_order, scheduler.aging_s, scheduler.fairness),
+        order=OrderPolicy(
+            scheduler.prefill_order,
+            scheduler.aging_s,
+            scheduler.fairness,
+            scheduler.burst_tokens,
+        ),
         watermark=scheduler.watermark,
         lease_s=cluster.lease_s,
         heartbeat_s=cluster.heartbeat_s,

@@ -8,7 +8,7 @@ from kvstore.blocks import BlockPool
 from kvstore.table import acquire
 from kvstore.transfer import OutgoingTransfer
 from pd.policies.fairness import waiting_queue
-from pd.policies.order import Key, OrderPolicy, WaitingQueue
+from pd.policies.order import OrderPolicy, WaitingQueue
 from pd.types import PrefillChunk, Sequence, Source, Work
 
 
@@ -108,7 +108,7 @@ class PrefillScheduler:
 
     def remove(self, task: PrefillTask) -> bool:
         """Take a task out wherever it stands; its blocks stay its own. False if not here."""
-        if self.running.pop(task.transfer_id, None) is not None:
+        if self._runs_no_more(task):
             self._computes_no_more(task)
         elif not self.waiting.remove(task) and not self._undefer(task):
             return False
@@ -118,14 +118,15 @@ class PrefillScheduler:
     def plan(self, now: float, budget: int) -> tuple[PrefillChunk, ...]:
         """Chunks for one step, at most `budget` tokens and one chunk a task."""
         chunks: list[PrefillChunk] = []
-        running = sorted(
-            (self._key_of(task, now), task.transfer_id, task) for task in self.running.values()
-        )
+        running = self.waiting.begun(now)
         running.reverse()
+        tenants: set[str] = set()
         room = True
         while budget > 0:
             first = self.waiting.peek(now) if room else None
-            if first is not None and (not running or self._passes(first, running[-1][2], now)):
+            if first is not None and (not running or self.waiting.passes(first, running[-1], now)):
+                if not self.waiting.joins(first, tenants):
+                    break
                 keys = first.reusable(self.pool.block_size)
                 num_cached = self.pool.peek(keys)
                 if self._defer(first, keys, num_cached):
@@ -134,10 +135,11 @@ class PrefillScheduler:
                     room = False
                     continue
                 task = first
-            elif running:
-                task = running.pop()[2]
+            elif running and self.waiting.joins(running[-1], tenants):
+                task = running.pop()
             else:
                 break
+            tenants.add(task.work.request.tenant)
             num_tokens = min(budget, task.num_remaining)
             start = task.lead.num_computed
             last = start + num_tokens == task.num_tokens
@@ -156,14 +158,15 @@ class PrefillScheduler:
         self._count(task, task.num_remaining)
         if end < task.num_tokens:
             return False
-        self.running.pop(task.transfer_id, None)
+        self._runs_no_more(task)
         return True
 
-    def _passes(self, first: PrefillTask, begun: PrefillTask, now: float) -> bool:
-        return self.waiting.passes(first.work, first.arrived, begun.work, begun.arrived, now)
-
-    def _key_of(self, task: PrefillTask, now: float) -> Key:
-        return self.policy.key(task.work, task.arrived, now)
+    def _runs_no_more(self, task: PrefillTask) -> bool:
+        """False if it had not begun."""
+        if self.running.pop(task.transfer_id, None) is None:
+            return False
+        self.waiting.ended(task)
+        return True
 
     def _start(self, task: PrefillTask, keys: list[bytes], num_cached: int) -> bool:
         """Give a waiting task its blocks, if there is room for it; `num_cached` of `keys`, the
@@ -182,7 +185,7 @@ class PrefillScheduler:
             self._replace_by_cached(task.lead, keys[:num_cached])
         self.cache_hit_tokens += task.lead.num_computed - before
         self._count(task, task.num_remaining)
-        self.waiting.take(task, task.num_remaining)
+        self.waiting.begin(task, task.num_remaining)
         self.running[task.transfer_id] = task
         for key in task.hashes[task.lead.num_computed // self.pool.block_size :]:
             self._computing.setdefault(key, task)

@@ -6,11 +6,13 @@
 Two tenants: `light` asks at a tenth of what one prefill node can take, `heavy` at ten times that,
 so that both together are more than the cell can do. Every setting gets the same requests of
 light's; what is compared is the time to its first token alone, beside heavy, and beside heavy
-with `fairness: vtc`, by the tokens that fit into a step.
+with `fairness: vtc`, by the tokens that fit into a step. Where it says decode, outputs are long and
+the decode node has few seats, so that those are what is short: shares are of what it can decode.
 
 The service gap is that between two tenants who both ask for more than the cell has, two and ten
-times as much: the most by which prompt tokens computed for one were ahead of the other's in any
-span of time after the first third, beside the published bound.
+times as much: the most by which service given to one was ahead of the other's in any span of time
+after the first third, beside the published bound, and its course. Where prompts are what is short,
+service is tokens of prompts; where seats are, tokens of prompts and twice those of outputs.
 
 Aging: under `sjf` short prompts come faster than they can be computed, without end, and a few long
 ones among them. What is measured is the longest wait of a long one, against `aging_s`, and beside
@@ -35,16 +37,20 @@ from benchlib.report import options_of, percentile, show_table, write_json
 from benchlib.simulated import COST, Run, Window, cell_of, seconds, steady
 
 from pd.cost import library
+from pd.cost.load import StepLoad
 from pd.cost.model import CostModel
 from pd.policies.fairness import OUTPUT_COST, PROMPT_COST
 from pd.types import SLO
 from pd.workload.arrival import Arrival, Workload
 from pd.workload.lengths import Constant, LogNormal
+from pd.workload.outcome import Outcome
 from pd.workload.synthetic import BLOCK_TOKENS
 
 CHUNK = 2048
 LIGHT, HEAVY = "light", "heavy"
 PROMPTS, OUTPUTS = LogNormal(1155, 0.95, 4000), Constant(16)
+DECODE = {"max_num_seqs": 64}
+LONG_OUTPUTS = Constant(300)
 PD = {"prefill": 1, "decode": 1, "disaggregate": "always", "max_num_batched_tokens": CHUNK}
 TAIL_S = 5.0
 NO_SLO = SLO()
@@ -66,6 +72,13 @@ def rate_of(cost: CostModel, chunk: int = CHUNK) -> float:
     return len(lengths) / sum(cost.prefill_s(each, 0, chunk) for each in lengths)
 
 
+def decode_rate_of(cost: CostModel) -> float:
+    """Requests a second that the decode node can take, all its seats taken."""
+    seats, length = DECODE["max_num_seqs"], LONG_OUTPUTS.tokens
+    context = seats * round(1155 + length / 2)
+    return seats / (length * cost.step_s(StepLoad.decode(seats, context)))
+
+
 def ttfts(
     cost: CostModel, workload: Workload, length_s: float, chunk: int, **options: Any
 ) -> list[float]:
@@ -80,24 +93,30 @@ def ttfts(
     ]  # fmt: skip
 
 
-def tenants(cost: CostModel, length_s: float, seeds: int, chunk: int) -> list[dict[str, Any]]:
+def tenants(
+    cost: CostModel, length_s: float, seeds: int, chunk: int, *, decode: bool = False
+) -> list[dict[str, Any]]:
     found: dict[str, list[float]] = {"alone": [], "none": [], "vtc": []}
-    per_s = 0.1 * rate_of(cost)  # the same load whatever the chunk
+    # The same load whatever the chunk.
+    per_s = 0.1 * (decode_rate_of(cost) if decode else rate_of(cost))
+    outputs, options = (LONG_OUTPUTS, DECODE) if decode else (OUTPUTS, {})
     for seed in range(seeds):
-        light = of_tenant(LIGHT, steady(per_s, length_s, seed, PROMPTS, OUTPUTS))
-        heavy = of_tenant(HEAVY, steady(10 * per_s, length_s, 1000 + seed, PROMPTS, OUTPUTS))
+        light = of_tenant(LIGHT, steady(per_s, length_s, seed, PROMPTS, outputs))
+        heavy = of_tenant(HEAVY, steady(10 * per_s, length_s, 1000 + seed, PROMPTS, outputs))
         both = merged(light, heavy)
-        found["alone"] += ttfts(cost, merged(light), length_s, chunk)
+        found["alone"] += ttfts(cost, merged(light), length_s, chunk, fairness="vtc", **options)
         for fairness in ("none", "vtc"):
-            found[fairness] += ttfts(cost, both, length_s, chunk, fairness=fairness)
+            found[fairness] += ttfts(cost, both, length_s, chunk, fairness=fairness, **options)
         say(f"tenants, seed {seed}")
     alone = statistics.mean(found["alone"])
     return [
         {
+            "short": "decode" if decode else "prefill",
             "chunk": chunk, "setting": name, "requests": len(values),
             "mean_s": statistics.mean(values),
             "p50_s": percentile(values, 0.5), "p99_s": percentile(values, 0.99),
-            "of_alone": statistics.mean(values) / alone,
+            "of_alone": statistics.mean(values) / alone, "more_s": statistics.mean(values) - alone,
+            "full_step_s": cost.prefill_s(chunk, 0, chunk),
         }
         for name, values in found.items()
     ]  # fmt: skip
@@ -116,33 +135,55 @@ def widest_gap(served: Sequence[tuple[float, str, float]]) -> float:
     return most - least
 
 
-def service_gap(cost: CostModel, length_s: float, fairness: str) -> dict[str, Any]:
+def course(served: Sequence[tuple[float, str, float]]) -> list[tuple[int, float]]:
+    """By how much light was ahead at the end of every second."""
+    ahead, rows = 0.0, {}
+    for at, tenant, amount in served:
+        ahead += amount if tenant == LIGHT else -amount
+        rows[int(at)] = ahead
+    return list(rows.items())
+
+
+def service(outcomes: Sequence[Outcome], *, outputs: bool) -> list[tuple[float, str, float]]:
+    """When, to whom and how much: a prompt's at its first token, and then token by token."""
+    served = []
+    for each in outcomes:
+        if each.ttft_s is None:
+            continue
+        tenant, at = each.arrival.tenant, each.arrival.time_s + each.ttft_s
+        served.append((at, tenant, PROMPT_COST * each.arrival.num_prompt))
+        if outputs and each.tpot_s is not None:
+            served += [(at + i * each.tpot_s, tenant, OUTPUT_COST) for i in range(each.num_output)]
+    return sorted(served)
+
+
+def service_gap(
+    cost: CostModel, length_s: float, fairness: str, *, decode: bool = False
+) -> dict[str, Any]:
     """Two tenants at two and at ten times the capacity, so that both always wait."""
-    per_s = rate_of(cost)
-    light = of_tenant(LIGHT, steady(2 * per_s, length_s, 7, PROMPTS, OUTPUTS))
-    heavy = of_tenant(HEAVY, steady(10 * per_s, length_s, 8, PROMPTS, OUTPUTS))
-    window = Window(0.0, length_s)
-    options = _cell({"fairness": fairness})
-    run = Run(cell_of(cost, NO_SLO, **options), NO_SLO, window)
+    per_s = decode_rate_of(cost) if decode else rate_of(cost)
+    outputs, more = (LONG_OUTPUTS, DECODE) if decode else (OUTPUTS, {})
+    light = of_tenant(LIGHT, steady(2 * per_s, length_s, 7, PROMPTS, outputs))
+    heavy = of_tenant(HEAVY, steady(10 * per_s, length_s, 8, PROMPTS, outputs))
+    window, tail = Window(0.0, length_s), 15.0 if decode else 0.0  # until those have ended
+    run = Run(cell_of(cost, NO_SLO, **_cell({"fairness": fairness, **more})), NO_SLO, window, tail)
     run.of(merged(light, heavy))
-    served = sorted(
-        (
-            each.arrival.time_s + each.ttft_s,
-            each.arrival.tenant,
-            PROMPT_COST * each.arrival.num_prompt,
-        )
-        for each in run.outcomes if each.ttft_s is not None
-    )  # fmt: skip
+    served = service(run.outcomes, outputs=decode)
     # Both wait all the time by then.
     served = [each for each in served if length_s / 3 <= each[0] < length_s]
     longest = max(each.num_prompt for each in [*light, *heavy])
+    # What fits into the batch: a step's tokens, or all seats with all that they may hold.
+    batch = DECODE["max_num_seqs"] * (longest + LONG_OUTPUTS.tokens) if decode else CHUNK
     shares = {name: sum(each[2] for each in served if each[1] == name) for name in (LIGHT, HEAVY)}
     return {
+        "short": "decode" if decode else "prefill",
         "fairness": fairness,
         "gap_tokens": widest_gap(served),
-        "bound_tokens": 2 * max(PROMPT_COST * longest, OUTPUT_COST * CHUNK),
+        "bound_tokens": 2 * max(PROMPT_COST * longest, OUTPUT_COST * batch),
         "longest_prompt": longest,
+        "batch_tokens": batch,
         "served_tokens": shares,
+        "light_ahead": course(served),
     }
 
 
@@ -198,27 +239,32 @@ def main() -> int:
     args = parser.parse_args()
     cost = library.find(args.cost)
     ttft = [row for each in args.chunks for row in tenants(cost, args.seconds, args.seeds, each)]
-    gaps = [service_gap(cost, args.seconds / 2, each) for each in ("none", "vtc")]
+    ttft += tenants(cost, args.seconds, args.seeds, CHUNK, decode=True)
+    gaps = [
+        service_gap(cost, args.seconds / 2, each, decode=decode)
+        for decode in (False, True) for each in ("none", "vtc")
+    ]  # fmt: skip
     say("service gaps")
     waits = [aging(cost, args.seconds, each) for each in args.aging_s]
     show_table(
         "TTFT of a tenant beside one that asks ten times as much",
-        ("", "requests", "mean", "p50", "p99", "mean / alone"),
+        ("", "requests", "mean", "p50", "p99", "mean / alone", "more"),
         [
             (
-                f"{row['setting']}, {row['chunk']}", str(row["requests"]),
+                f"{row['short']}, {row['setting']}, {row['chunk']}", str(row["requests"]),
                 seconds(row["mean_s"]), seconds(row["p50_s"]), seconds(row["p99_s"]),
-                f"{row['of_alone']:.2f}",
+                f"{row['of_alone']:.2f}", seconds(row["more_s"]),
             )
             for row in ttft
         ],
     )  # fmt: skip
     show_table(
-        "Service gap of two tenants that always wait, tokens of prompt",
-        ("fairness", "gap", "bound", "light", "heavy"),
+        "Service gap of two tenants that always wait, in tokens",
+        ("what is short, fairness", "gap", "bound", "light", "heavy"),
         [
             (
-                row["fairness"], f"{row['gap_tokens']:,.0f}", f"{row['bound_tokens']:,.0f}",
+                f"{row['short']}, {row['fairness']}",
+                *(f"{row[name]:,.0f}" for name in ("gap_tokens", "bound_tokens")),
                 *(f"{row['served_tokens'][name]:,.0f}" for name in (LIGHT, HEAVY)),
             )
             for row in gaps

@@ -97,6 +97,23 @@ def test_who_asks_little_waits_less_with_fair_shares() -> None:
     rows = {row["setting"]: row for row in sim_fairness.tenants(cost, 10.0, 1, 512)}
     assert rows["vtc"]["mean_s"] < 0.8 * rows["none"]["mean_s"]
     assert rows["alone"]["of_alone"] == 1.0
+    # What remains is to wait for the step that runs.
+    assert rows["vtc"]["more_s"] < rows["vtc"]["full_step_s"]
+
+
+def test_the_service_gap_is_within_the_bound() -> None:
+    row = sim_fairness.service_gap(library.find(sim_fairness.COST), 15.0, "vtc")
+    assert 0 < row["gap_tokens"] <= row["bound_tokens"]
+    assert len(row["light_ahead"]) > 5
+
+
+def test_service_is_counted_when_it_is_given() -> None:
+    each = Outcome(Arrival(1.0, 10, 3, tenant="light"), 0.5, 0.25, 3, "ok", 2.0)
+    assert sim_fairness.service([each], outputs=False) == [(1.5, "light", 10.0)]
+    served = sim_fairness.service([each], outputs=True)
+    assert [at for at, _, _ in served] == [1.5, 1.5, 1.75, 2.0]
+    assert sum(amount for _, _, amount in served) == 16.0
+    assert sim_fairness.course(served) == [(1, 14.0), (2, 16.0)]
 
 
 def test_a_load_has_the_rate_it_was_given() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -25,11 +26,13 @@ _SWEEP_SLACK = 64
 class OrderPolicy:
     """`aging_s` bounds starvation under "sjf" and "priority": work that waited this long
     goes before any that did not, oldest first. Under "edf" it is the time that work without a
-    target has. With `fairness` tenants share, and the order is that within each."""
+    target has. With `fairness` tenants share, and the order is that within each; `burst_tokens` is
+    how far one that comes back after a pause may be behind the others."""
 
     order: Order = "fcfs"
     aging_s: float = 10.0
     fairness: Fairness = "none"
+    burst_tokens: float = 0.0
 
     @property
     def ages(self) -> bool:
@@ -55,10 +58,11 @@ class OrderPolicy:
 
 
 @dataclass(slots=True)
-class _Entry(Generic[T]):
+class Entry(Generic[T]):
     item: T
     work: Work
     arrived: float
+    number: int = 0
     queued: bool = True
 
 
@@ -71,20 +75,26 @@ class WaitingQueue(Generic[T]):
 
     def __init__(self, policy: OrderPolicy) -> None:
         self.policy = policy
-        self._entries: dict[int, _Entry[T]] = {}
-        self._by_rank: list[tuple[Key, int, _Entry[T]]] = []
-        self._by_age: list[tuple[float, int, _Entry[T]]] = []
+        self._entries: dict[int, Entry[T]] = {}
+        self._by_rank: list[tuple[Key, int, Entry[T]]] = []
+        self._by_age: list[tuple[float, int, Entry[T]]] = []
+        self._begun: dict[int, Entry[T]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def shared(self) -> bool:
+        """Whether more than one tenant shares in what is waited for here, as far as is known."""
+        return False
 
     def __iter__(self) -> Iterator[T]:
         return (entry.item for entry in self._entries.values())
 
     def push(self, item: T, work: Work, arrived: float) -> None:
         self._count += 1
-        entry = _Entry(item, work, arrived)
+        entry = Entry(item, work, arrived, self._count)
         self._entries[id(item)] = entry
         # An age of minus infinity: the rank of work that is still young.
         rank = self.policy.key(work, arrived, float("-inf"))
@@ -110,12 +120,40 @@ class WaitingQueue(Generic[T]):
     def generated(self, request: Request, num_tokens: int) -> None:
         """A request that was served here has so many tokens of output more."""
 
-    def passes(
-        self, work: Work, arrived: float, begun: Work, begun_arrived: float, now: float
-    ) -> bool:
-        """Whether waiting work goes before some that has begun."""
+    # What is served in pieces, so that other work may come in between:
+    def begin(self, item: T, num_tokens: int) -> None:
+        """As `take`; until `ended` it is one of `begun`."""
+        self._begun[id(item)] = self._entries[id(item)]
+        self.take(item, num_tokens)
+
+    def ended(self, item: T) -> None:
+        """All of it was served, or it is no longer wanted."""
+        self._begun.pop(id(item), None)
+
+    def begun(self, now: float) -> list[T]:
+        """What has begun, in the order in which it is to go on."""
         key = self.policy.key
-        return key(work, arrived, now) < key(begun, begun_arrived, now)
+        ordered = sorted(
+            self._begun.values(), key=lambda each: (key(each.work, each.arrived, now), each.number)
+        )
+        return [entry.item for entry in ordered]
+
+    def passes(self, item: T, begun: T, now: float) -> bool:
+        """Whether waiting work goes before some that has begun."""
+        return self.before(item, self._begun[id(begun)], now)
+
+    def entry(self, item: T) -> Entry[T]:
+        """Of what waits."""
+        return self._entries[id(item)]
+
+    def before(self, item: T, other: Entry[T], now: float) -> bool:
+        """Whether the policy has what waits go before this one."""
+        entry, key = self._entries[id(item)], self.policy.key
+        return key(entry.work, entry.arrived, now) < key(other.work, other.arrived, now)
+
+    def joins(self, item: T, tenants: AbstractSet[str]) -> bool:
+        """Whether work that waits or has begun may share a step with these tenants'."""
+        return True
 
     def remove(self, item: T) -> bool:
         entry = self._entries.pop(id(item), None)
@@ -131,7 +169,7 @@ class WaitingQueue(Generic[T]):
             heapq.heapify(self._by_age)
         return True
 
-    def _first(self, now: float) -> _Entry[T] | None:
+    def _first(self, now: float) -> Entry[T] | None:
         while self._by_age and not self._by_age[0][2].queued:
             heapq.heappop(self._by_age)
         while self._by_rank and not self._by_rank[0][2].queued:

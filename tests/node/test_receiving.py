@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from node_driver import LEASE_S, NodeDriver, make_work
 
@@ -143,6 +145,44 @@ def test_room_is_granted_in_policy_order() -> None:
         d.hear("p0", Stopped(granted[-1]))
         granted.append(d.sent(Granted)[0].transfer_id)
     assert granted == [1, 3, 2]
+
+
+def test_the_last_seats_are_not_for_who_has_most_of_the_batch() -> None:
+    policy = OrderPolicy(fairness="vtc")
+    d = NodeDriver("d0", "decode", num_blocks=200, max_num_seqs=16, order=policy)
+
+    def ask(transfer_id: int, tenant: str) -> None:
+        work = make_work(4, name=f"{tenant}-{transfer_id}", first=10 * transfer_id)
+        d.reserve(replace(work, request=replace(work.request, tenant=tenant)), transfer_id)
+
+    def granted() -> list[int]:
+        return [grant.transfer_id for grant in d.sent(Granted)]
+
+    ask(0, "light")
+    d.hear("p0", Stopped(0))
+    for number in range(1, 20):
+        ask(number, "heavy")
+        for transfer_id in granted():
+            d.arrived(0, 1, transfer_id)
+            d.hear("p0", PrefillDone(transfer_id, ((0, 50),)))
+    assert len(d.core.decode.scheduler) == 15, "one of sixteen is kept"
+    d.clear()
+    ask(20, "light")
+    assert granted() == [20]
+    assert d.core.decode.scheduler.num_of_tenant == {"heavy": 15}
+    d.order(Abort("heavy-1", (0,), 0))
+    assert granted() == [], "the one that is kept again, from who has most"
+
+
+def test_a_tenant_by_itself_has_all_seats() -> None:
+    policy = OrderPolicy(fairness="vtc")
+    d = NodeDriver("d0", "decode", num_blocks=200, max_num_seqs=16, order=policy)
+    for number in range(1, 20):
+        d.reserve(make_work(4, name=f"r{number}", first=10 * number), number)
+        for grant in d.sent(Granted):
+            d.arrived(0, 1, grant.transfer_id)
+            d.hear("p0", PrefillDone(grant.transfer_id, ((0, 50),)))
+    assert len(d.core.decode.scheduler) == 16
 
 
 def test_a_repeated_reservation_changes_nothing(d: NodeDriver) -> None:

@@ -180,18 +180,31 @@ def test_what_is_removed_unserved_costs_nothing() -> None:
     assert queue.peek(1.0) is stays and len(queue) == 1
 
 
-def test_what_has_begun_is_put_off_for_shorter_prompts_of_who_was_given_no_more() -> None:
+def test_what_has_begun_is_put_off_for_who_was_given_no_more_when_it_began() -> None:
     queue: FairQueue[Job] = FairQueue(OrderPolicy("sjf"))
-    begun, short, long = job("a", 50, 1).work, job("b", 5, 1).work, job("b", 51, 1).work
-    assert queue.passes(job("a", 5, 1).work, 1.0, begun, 0.0, 2.0), "the policy decides"
-    queue.counters.charge("a", 50.0)
-    assert queue.passes(short, 1.0, begun, 0.0, 2.0)
-    assert not queue.passes(long, 1.0, begun, 0.0, 2.0)
-    queue.counters.charge("b", 51.0)
-    assert not queue.passes(short, 1.0, begun, 0.0, 2.0)
+    begun, same, other = job("a", 50, 1), job("a", 5, 1), job("b", 80, 1)
+    queue.push(begun, begun.work, 0.0)
+    queue.begin(begun, 50)
+    queue.push(same, same.work, 1.0)
+    assert queue.passes(same, begun, 2.0), "within a tenant the policy decides"
+    queue.push(other, other.work, 1.0)
+    assert queue.passes(other, begun, 2.0) and queue.peek(2.0) is other
+    queue.begin(other, 80)
+    assert queue.begun(2.0) == [begun, other]
+    queue.ended(begun)
+    assert queue.begun(2.0) == [other] and queue.peek(2.0) is same
     plain: WaitingQueue[Job] = waiting_queue(OrderPolicy("sjf"))
     assert not isinstance(plain, FairQueue)
-    assert plain.passes(short, 1.0, begun, 0.0, 2.0)
+
+
+def test_who_comes_back_is_behind_by_no_more_than_the_burst() -> None:
+    counters = VirtualCounters(burst=30.0)
+    counters.joins("busy")
+    counters.charge("busy", 100.0)
+    counters.joins("back")
+    assert counters.service("back") == 70.0
+    counters.joins("begun", begun=60.0)
+    assert counters.service("begun") == 30.0
 
 
 def test_of_equals_who_came_back_last_is_first() -> None:
