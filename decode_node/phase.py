@@ -247,10 +247,10 @@ class DecodePhase:
                 self._outbox.send(handoff.sender, stop)
 
     # -------------------------------------------------------------- steps
-    def start_local(self, task: PrefillTask, going_on: list[Sequence]) -> None:
+    def start_local(self, task: PrefillTask, going_on: list[Sequence], now: float) -> None:
         """A prompt prefilled here is computed: its blocks stay, its sequences run on."""
         handoff = self.handoffs[task.transfer_id]
-        self._begin(handoff, going_on)
+        self._begin(handoff, going_on, now)
 
     def plan(self) -> BatchPlan:
         if self.leaving:
@@ -284,17 +284,20 @@ class DecodePhase:
                 seq = Sequence(handoff.work, index)
                 seq.append(token)
                 seqs.append(seq)
-        self._begin(handoff, seqs)
+        self._begin(handoff, seqs, handoff.first_at)
         if seqs:
             report = handoff.report(self.pool.block_size, self._block_bytes, now)
             self._outbox.send(handoff.work.request.gateway, report)
 
-    def _begin(self, handoff: Handoff, seqs: list[Sequence]) -> None:
+    def _begin(self, handoff: Handoff, seqs: list[Sequence], first_s: float) -> None:
+        """Decode from now on; their newest tokens were drawn at `first_s`."""
         root = self._root_of(handoff.work.request)
         seqs = [seq for seq in seqs if self._supersedes(seq)]
         share(self.pool, handoff.table, seqs)
         for seq in seqs:
             seq.num_computed = handoff.work.num_tokens
+            tpot_s = seq.request.slo.tpot_s or 0.0
+            seq.paced_from_s = first_s - (seq.num_output - 1) * tpot_s
             seq.hashes = [root, *handoff.hashes]
             self.scheduler.start(seq, shared=len(seqs) > 1)
         self._incoming_seqs -= len(handoff.work.indices)

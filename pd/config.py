@@ -109,6 +109,11 @@ class SchedulerConfig(Section):
         None, "tokens a step, the size of a prefill chunk; auto is 512 on a CPU, 8192 on a GPU",
         minimum=1,
     )  # fmt: skip
+    chunk_sizes: Literal["fixed", "adaptive"] = option(
+        "adaptive",
+        "adaptive: prompt tokens beside decoding sequences as their TPOT targets allow, without "
+        "targets as fixed; fixed: as max_num_batched_tokens allows",
+    )
     max_num_seqs: int = option(256, "sequences a node runs at once", minimum=1, maximum=65536)
     prefill_order: PrefillOrder = option(
         "fcfs",

@@ -25,7 +25,11 @@ class BalanceConfig(Section):
         "change the roles of nodes where the load needs it, to meet slo.ttft_ms and slo.tpot_ms "
         "(1000 and 100 where they are not set)",
     )
-    balance_mixed: bool = option(True, "whether nodes may become mixed ones, too")
+    balance_mixed: bool = option(
+        _DEFAULTS.mixed,
+        "whether nodes may become mixed ones, too; with disaggregate: auto decode "
+        "nodes compute prompts besides as they are",
+    )
     balance_high: float = option(
         _DEFAULTS.high, "share of what its nodes can take from which a phase counts as pressed",
         minimum=0.1, maximum=2.0,

@@ -20,8 +20,9 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
         node_timeout_s=cluster.node_timeout_s,
         recovery_timeout_s=cluster.recovery_timeout_s,
         router=RouterOptions(
-            cluster.routing, config.cache.prefix_cache, key_space, cluster.disaggregate
-        ),
+            cluster.routing, config.cache.prefix_cache, key_space, cluster.disaggregate,
+            config.scheduler.chunk_sizes == "adaptive",
+        ),  # fmt: skip
         admission=cluster.admission,
         admission_margin=cluster.admission_margin,
         balance=balance_options(config),
@@ -51,6 +52,7 @@ def node_limits(config: Config, device: Device) -> NodeLimits:
     return NodeLimits(
         max_num_batched_tokens=scheduler.token_budget(device),
         max_num_seqs=scheduler.max_num_seqs,
+        adaptive_chunks=scheduler.chunk_sizes == "adaptive",
         order=OrderPolicy(
             scheduler.prefill_order,
             scheduler.aging_s,

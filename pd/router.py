@@ -39,6 +39,7 @@ class RouterOptions:
     prefix_cache: bool = True
     key_space: KeySpace = field(default_factory=KeySpace)
     disaggregate: Disaggregate = "auto"
+    adaptive_chunks: bool = True
 
 
 class Query:
@@ -116,6 +117,7 @@ class Router:
             len(query.tokens), query.session, query.affinity, blocks, typical,
             measured=any(node.snapshot.prefill_rate > 0.0 for node in nodes),
             slo=request.slo, num_seqs=len(query.work.indices), max_tokens=request.params.max_tokens,
+            paced=self.options.adaptive_chunks,
         )  # fmt: skip
         placement = route(nodes, prompt, self.options.routing, self.options.disaggregate)
         if placement is None:

@@ -122,6 +122,7 @@ class Sequence:
     __slots__ = (
         "request", "index", "key", "attempt", "params", "seed", "tokens", "num_tokens",
         "num_prompt", "num_computed", "blocks", "table_version", "hashes", "stop_ids", "slot",
+        "paced_from_s",
     )  # fmt: skip
 
     def __init__(self, work: Work, index: int) -> None:
@@ -142,6 +143,8 @@ class Sequence:
         eos = () if request.params.ignore_eos else request.eos_token_ids
         self.stop_ids = frozenset((*eos, *request.params.stop_token_ids))
         self.slot = -1  # a place in the engine's persistent batch arrays; the engine's own
+        # When its first output was drawn, or would have been had it always kept to its target.
+        self.paced_from_s = 0.0
 
     @property
     def num_output(self) -> int:

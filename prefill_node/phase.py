@@ -56,7 +56,7 @@ class PrefillPhase:
         keys_of: Callable[[Work], list[bytes]],
         outbox: Outbox,
         reserve_local: Callable[[PrefillTask], None],
-        start_local: Callable[[PrefillTask, list[Sequence]], None],
+        start_local: Callable[[PrefillTask, list[Sequence], float], None],
         fetcher: Fetcher,
         compute_s: Callable[[int], float],
         publish: Callable[[list[bytes], list[int]], None],
@@ -274,7 +274,7 @@ class PrefillPhase:
             elif done:
                 self._publish(task.hashes, task.lead.blocks)
                 self._forget(task)
-                self._start_local(task, going_on)
+                self._start_local(task, going_on, now)
 
     def _deliver(
         self, task: PrefillTask, first: list[tuple[Sequence, Sampled]], now: float

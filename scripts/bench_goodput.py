@@ -10,8 +10,9 @@ so caches know only what the run itself repeats. The cells:
 
     mixed x 2   two nodes that serve both phases, a core each
     1P1D        a prefill and a decode node, a core each
-    auto        two mixed nodes where the coordinator decides, by prediction, what to admit and
-                whether a prompt is split from its decoding
+    auto        a prefill and a decode node, a core each, where the coordinator decides, by
+                prediction, what to admit and whether a prompt is split from its decoding, and
+                where chunks beside outputs are as large as the targets of these allow
 
 The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
 its first half has four times the prompt, its second half four times the output.
@@ -48,11 +49,11 @@ from pd.workload.spec import WorkloadSpec
 
 CORES = 2
 CELLS: dict[str, dict[str, Any]] = {
-    "mixed x 2": {"prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "never"},
-    "1P1D": {"prefill": 1, "decode": 1, "disaggregate": "always"},
-    "auto": {
-        "prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "auto", "admission": "predicted",
+    "mixed x 2": {
+        "prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "never", "chunk_sizes": "fixed",
     },
+    "1P1D": {"prefill": 1, "decode": 1, "disaggregate": "always", "chunk_sizes": "fixed"},
+    "auto": {"prefill": 1, "decode": 1, "disaggregate": "auto", "admission": "predicted"},
 }  # fmt: skip
 # TTFT and TPOT in ms. Alone, a median request of the default scale takes about 0.2 s to its first
 # token and 20 ms for each that follows.

@@ -36,7 +36,9 @@ from pd.messages import (
     UsePool,
 )
 from pd.outbox import Effect, Outbox
+from pd.policies.chunk import chunk_tokens
 from pd.policies.order import OrderPolicy
+from pd.policies.steps import StepTimes
 from pd.reporter import Reporter
 from pd.types import BatchPlan, NodeSnapshot, Request, Role, Sampled, Work
 from prefill_node.phase import PrefillPhase
@@ -56,6 +58,7 @@ class NodeLimits:
 
     max_num_batched_tokens: int = 512
     max_num_seqs: int = 256
+    adaptive_chunks: bool = True  # smaller ones where the targets of what decodes need it
     order: OrderPolicy = field(default_factory=OrderPolicy)
     watermark: float = 0.01
     lease_s: float = 10.0
@@ -114,6 +117,7 @@ class NodeCore:
         self._step_s = 0.0
         self._step_load = (0, 0, 0)  # sequences, their context, prompt tokens
         self._planned_context = 0
+        self._step_times = StepTimes()
         self._prefill_rate = 0.0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -213,6 +217,9 @@ class NodeCore:
         self.decode.grant(now)
         plan = self.decode.plan()
         budget = self.limits.max_num_batched_tokens - len(plan.decodes)
+        if self.limits.adaptive_chunks and plan.decodes and len(self.prefill.scheduler):
+            context = self.decode.scheduler.num_tokens
+            budget = chunk_tokens(plan.decodes, context, budget, self._step_times, now)
         chunks = self.prefill.plan(now, budget) if budget > 0 else ()
         plan = BatchPlan(chunks, plan.decodes, plan.copies)
         if not plan:
@@ -247,6 +254,8 @@ class NodeCore:
         self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
         num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
         self._step_load = (len(plan.decodes), self._planned_context, num_prefill)
+        if self.limits.adaptive_chunks and plan.decodes and self._step_s > 0.0:
+            self._step_times.add(*self._step_load, self._step_s)
         if num_prefill and self._step_s > 0:
             self._prefill_tokens += num_prefill
             rate = num_prefill / self._step_s

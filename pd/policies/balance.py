@@ -60,13 +60,13 @@ class BalanceOptions:
     wait_share: float = 0.5
     high: float = 0.9
     gain: float = 0.85
-    window_s: float = 15.0
-    patience_s: float = 10.0
-    cooldown_s: float = 30.0
+    window_s: float = 5.0
+    patience_s: float = 2.0
+    cooldown_s: float = 10.0
     min_prefill: int = 1  # nodes that can prefill, mixed ones included
     min_decode: int = 1
     max_changing: int = 1
-    mixed: bool = True  # whether nodes may become mixed
+    mixed: bool = False  # whether nodes may become mixed
 
 
 class Pressures(NamedTuple):

@@ -96,7 +96,8 @@ class Prompt:
     `session` is a hash of the session it belongs to, or None; `affinity` that or else one of how
     the prompt begins. `blocks` is by layout, since keys are. `typical` are the costs of a node
     that has not measured its own; `measured` whether any has. `num_seqs` outputs of up to
-    `max_tokens` each will decode.
+    `max_tokens` each will decode. `paced` says that nodes compute prompts beside their outputs no
+    faster than the targets of these allow.
     """
 
     num_tokens: int
@@ -108,6 +109,7 @@ class Prompt:
     slo: SLO = SLO()  # noqa: RUF009
     num_seqs: int = 1
     max_tokens: int = 0
+    paced: bool = False
 
     @property
     def has_targets(self) -> bool:

@@ -29,7 +29,11 @@ def takes_whole(node: Candidate, prompt: Prompt) -> bool:
     """Whether a decode node can run this prompt in one step between two others without anybody
     there waiting longer for a token than the request itself would."""
     target, pace = prompt.slo.tpot_s, node.pace
-    if target is None or pace is None or node.num_prompts:
+    if target is None or pace is None:
+        return False
+    if prompt.paced:
+        return pace.step_s(node.num_seqs, node.context) is not None
+    if node.num_prompts:
         return False
     tokens = prompt.num_tokens - cached_blocks(node, prompt) * node.block_size
     step_s = pace.step_s(node.num_seqs + prompt.num_seqs, node.context + prompt.num_tokens)

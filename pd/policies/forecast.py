@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pd.policies.candidate import Candidate, Prompt
+from pd.policies.chunk import SHARE
 from pd.policies.predict import predict
 
 
@@ -45,6 +46,11 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
     own = prompt.num_tokens + prompt.max_tokens / 2
     context = decode.context + own * prompt.num_seqs
     tpot_s = pace.likely_tpot_s(seqs, context, prompt.max_tokens, decode.waiting_tokens)
+    if prompt.paced and tpot_s is not None and prompt.slo.tpot_s is not None:
+        # Whatever prompts there are, outputs are kept to their targets if they alone can be.
+        alone_s = pace.step_s(seqs, context)
+        if alone_s is not None:
+            tpot_s = max(alone_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
     per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
     return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
 

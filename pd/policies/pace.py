@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from pd.policies.linear import OnlineLinear
+from pd.policies.chunk import LEAST_TOKENS
+from pd.policies.steps import StepTimes
 from pd.types import NodeSnapshot
 
-_MIN_SAMPLES = 5
 # Weight of the newest step in the mean of prompt tokens that ride along: an output's TPOT is a mean
 # over some hundred steps.
 _SMOOTHING = 0.005
@@ -47,13 +47,13 @@ class EventRate:
 
 
 class Pace:
-    """Of one node. Step times are a linear model of sequences, context and prompt tokens."""
+    """Of one node."""
 
-    __slots__ = ("ended", "_model", "_steps", "_prefilled", "_prompt_tokens", "_chunk")
+    __slots__ = ("ended", "_times", "_steps", "_prefilled", "_prompt_tokens", "_chunk")
 
     def __init__(self) -> None:
         self.ended = EventRate()
-        self._model = OnlineLinear(4)
+        self._times = StepTimes()
         self._steps = self._prefilled = 0
         self._prompt_tokens = 0.0  # a step that also decodes has, in the mean
         self._chunk = 0.0  # that an average token of a prompt comes in
@@ -66,8 +66,7 @@ class Pace:
         self._steps, self._prefilled = snapshot.steps, snapshot.prefill_tokens
         seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
         if seqs or prompt_tokens:
-            load = (1.0, float(seqs), float(snapshot.step_context), float(prompt_tokens))
-            self._model.add(load, snapshot.step_s)
+            self._times.add(seqs, snapshot.step_context, prompt_tokens, snapshot.step_s)
         if seqs and steps > 0:
             # Of all steps since the last snapshot: those that one tells of are rarely without a
             # prompt, since it is prompts that make nodes report.
@@ -79,9 +78,7 @@ class Pace:
 
     def step_s(self, seqs: float, context: float, prompt_tokens: float = 0.0) -> float | None:
         """What a step of this load takes; None until a few have been seen."""
-        if self._model.num_samples < _MIN_SAMPLES:
-            return None
-        return self._model.predict((1.0, seqs, context, prompt_tokens))
+        return self._times.step_s(seqs, context, prompt_tokens) if self._times.known else None
 
     def tpot_s(self, seqs: float, context: float) -> float | None:
         """The mean step of such a batch, with as many prompts in between as there were lately."""
@@ -100,7 +97,16 @@ class Pace:
         spread = math.sqrt(mean * self._chunk / max(1.0, num_steps))
         return self.step_s(seqs, context, mean + _MOST_OF * spread)
 
+    def prompt_rate(self, seqs: float, context: float, tpot_s: float) -> float | None:
+        """Prompt tokens a second beside such a batch, in steps that take `tpot_s`; None until a
+        few have been seen."""
+        base_s = self.step_s(seqs, context)
+        per_token_s = self._times.per_prompt_token_s
+        if base_s is None or per_token_s <= 0.0:
+            return None
+        tokens = max(LEAST_TOKENS, (tpot_s - base_s) / per_token_s)
+        return tokens / (base_s + tokens * per_token_s)
+
     def per_seq_s(self, context: float) -> float:
         """How much one more sequence of so much context adds to every step."""
-        _, seq, token, _ = self._model.coefficients
-        return seq + token * context
+        return self._times.per_seq_s(context)

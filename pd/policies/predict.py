@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pd.policies import costs
 from pd.policies.candidate import Candidate, Prompt
+from pd.policies.chunk import SHARE
 
 
 class Prediction(NamedTuple):
@@ -37,7 +38,7 @@ def cached_blocks(node: Candidate, prompt: Prompt) -> int:
 def predict(node: Candidate, prompt: Prompt) -> Prediction:
     """What becomes of the prompt if it is sent to this node now."""
     typical, snapshot = prompt.typical, node.snapshot
-    rate = snapshot.prefill_rate or typical.rate
+    rate = _rate(node, prompt)
     blocks, size = prompt.blocks_for(node), node.block_size
     usable = usable_blocks(prompt.num_tokens, size)
     cached = there = min(blocks.cached.get(node.node_id, 0), usable)
@@ -52,7 +53,17 @@ def predict(node: Candidate, prompt: Prompt) -> Prediction:
     compute_s = (prompt.num_tokens - cached * size) / rate
     again = min(blocks.coming, usable) - there
     return Prediction(
-        node.wait_s(typical.rate),
+        node.waiting_tokens / rate if prompt.paced else node.wait_s(typical.rate),
         compute_s - saved_s,
         again * size / rate if again > 0 else 0.0,
     )
+
+
+def _rate(node: Candidate, prompt: Prompt) -> float:
+    """Prompt tokens a second, as fast as the outputs beside let them be computed."""
+    rate = node.snapshot.prefill_rate or prompt.typical.rate
+    tpot_s, pace = prompt.slo.tpot_s, node.pace
+    if not prompt.paced or tpot_s is None or pace is None or not node.num_seqs:
+        return rate
+    beside = pace.prompt_rate(node.num_seqs, node.context, SHARE * tpot_s)
+    return rate if beside is None else min(rate, beside)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pd.policies.balance import BalanceOptions, BalanceState, NodeLoad, balance, pressures
 
-PURE = BalanceOptions(mixed=False)
+PURE = BalanceOptions(window_s=15.0, patience_s=10.0, cooldown_s=30.0)
 
 
 def test_nodes_follow_a_load_that_moves() -> None:
@@ -81,7 +81,7 @@ def test_a_constant_load_comes_to_rest(
 
 
 def test_a_cell_of_two_uses_mixed_nodes_and_takes_them_back() -> None:
-    pair = cell(1, 1, prefill=0.2, decode=1.3)
+    pair = cell(1, 1, prefill=0.2, decode=1.3, options=replace(PURE, mixed=True))
     pair.run(300)
     assert sorted(pair.roles.values()) == ["decode", "mixed"]
     pair.prefill, pair.decode = 1.0, 0.3
