@@ -20,9 +20,12 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
         node_timeout_s=cluster.node_timeout_s,
         recovery_timeout_s=cluster.recovery_timeout_s,
         router=RouterOptions(
-            cluster.routing, config.cache.prefix_cache, key_space, cluster.disaggregate,
+            cluster.routing,
+            config.cache.prefix_cache,
+            key_space,
+            cluster.disaggregate,
             config.scheduler.chunk_sizes == "adaptive",
-        ),  # fmt: skip
+        ),
         admission=cluster.admission,
         admission_margin=cluster.admission_margin,
         balance=balance_options(config),
