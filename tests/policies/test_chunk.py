@@ -29,7 +29,7 @@ def learnt() -> StepTimes:
 def output(tpot_s: float | None, num_output: int = 1, max_tokens: int = 100) -> Sequence:
     """One whose first token was drawn at time 0."""
     params = SamplingParams(max_tokens=max_tokens)
-    request = Request("r", (1, 2, 3), params, slo=SLO(None, tpot_s))
+    request = Request("r", "g", (1, 2, 3), params, slo=SLO(None, tpot_s))
     seq = Sequence(Work(request, (0,)), 0)
     for _ in range(num_output):
         seq.append(7)
