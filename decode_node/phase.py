@@ -233,6 +233,14 @@ class DecodePhase:
             else:
                 self._cancel(handoff, "aborted")
 
+    def works(self) -> list[Work]:
+        """Everything that is here or on its way."""
+        running = [
+            Work(seq.request, (seq.index,), (), seq.attempt)
+            for seq in self.scheduler.running.values()
+        ]
+        return [*running, *(handoff.work for handoff in self.handoffs.values())]
+
     def tick(self, now: float) -> None:
         """End leases that ran out; ask again where a sender's `Stopped` is overdue."""
         for handoff in list(self.handoffs.values()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,35 +15,36 @@ from pd.config import Config
 from pd.errors import PDError
 from pd.node.actor import NodeActor
 from pd.placement import needs_of, place_of
-from pd.supervisor import CoordinatorActor
+from pd.supervisor import NAMESPACE, actor_name
 from pd.types import Role
 
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 30.0
-# A call that waits for as long as its actor lives occupies a thread of the actor.
-SUPERVISION_CALLS = 8
+# Whoever watches an actor occupies a thread of it; who watched and is gone does so for a while.
+SUPERVISION_CALLS = 16
 
 
-def actor(cls: type, name: str, max_concurrency: int, **options: Any) -> Any:
+def actor(cls: type, cluster_id: int, member_id: str, **options: Any) -> Any:
     """An actor class to start one of; Ray restarts it whenever its process ends."""
     return ray.remote(cls).options(
-        name=f"pd-{name}-{secrets.token_hex(4)}",
+        name=actor_name(cluster_id, member_id),
+        namespace=NAMESPACE,
         num_cpus=options.pop("num_cpus", 0),
-        max_concurrency=max_concurrency,
-        max_restarts=-1 if cls is not CoordinatorActor else 0,
+        max_concurrency=SUPERVISION_CALLS,
+        max_restarts=-1,
         **options,
     )
 
 
-def node_actor(config: Config, node_id: str, role: Role, threads: int) -> Any:
+def node_actor(config: Config, cluster_id: int, node_id: str, role: Role, threads: int) -> Any:
     needs = needs_of(config)
     # Thread pools read these when the libraries are loaded, before any code of ours runs.
     env = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
     return actor(
         NodeActor,
+        cluster_id,
         node_id,
-        SUPERVISION_CALLS,
         num_cpus=needs["CPU"],
         num_gpus=needs["GPU"],
         resources=place_of(role),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -10,16 +11,19 @@ from collections.abc import Callable, Collection, Mapping
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
-from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get
+from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, last_line
 from pd.config import Config
 from pd.errors import PDError
-from pd.messages import CellStatus
+from pd.messages import COORDINATOR, CellStatus
 from pd.placement import check_bind, check_resources, check_room, connect, free_port, here
-from pd.processes import Basis, Processes
+from pd.processes import RESTART_S, Basis, Processes
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
 from pd.types import Role
+
+log = logging.getLogger(__name__)
 
 GATEWAY = "gateway-0"
 _READY_POLL_S = 0.1
@@ -47,7 +51,9 @@ class Cluster:
         self._owns_ray = owns_ray
         self._changing = threading.RLock()
         self._stopped = threading.Event()
-        self._coordinator_ends = self._coordinator.watch.remote()
+        self._ended = ""  # why there is no cell any more, if that is not because it was stopped
+        self._guard = threading.Thread(target=self._guard_coordinator, name="guard", daemon=True)
+        self._guard.start()
 
     @classmethod
     def start(cls, config: Config, progress: Progress = _silent) -> Cluster:
@@ -81,11 +87,11 @@ class Cluster:
         # On the loopback interface the random cluster id alone keeps strangers' messages out.
         secret = None if is_loopback(cluster.bind) else secrets.token_hex(32)
         check_resources(config)
-        check_bind(cluster.bind)
+        control_port = check_bind(cluster.bind)
         port = config.gateway.port or free_port(config.gateway.host, "host")
         progress("starting the coordinator")
-        coordinator = actor(CoordinatorActor, "coordinator", 64, **here()).remote(
-            CoordinatorLaunch(cluster_id, config, secret)
+        coordinator = actor(CoordinatorActor, cluster_id, COORDINATOR, **here()).remote(
+            CoordinatorLaunch(cluster_id, config, control_port, time.time(), secret)
         )
         threads = cluster.threads(os.cpu_count() or 1)
         try:
@@ -169,18 +175,38 @@ class Cluster:
     def wait(self) -> None:
         """Block until `stop` is called from another thread, or the process is interrupted.
 
-        Raises PDError when the coordinator ends: nothing new can be admitted without it.
+        Raises PDError when the coordinator has ended and Ray cannot start it anew.
         """
-        while not self._stopped.is_set():
-            ended, _ = ray.wait([self._coordinator_ends], timeout=_WAIT_POLL_S)
-            if ended and not self._stopped.is_set():
-                raise PDError("the coordinator has died, and the cell with it: start it again")
+        while not self._stopped.wait(_WAIT_POLL_S):
+            if self._ended:
+                raise PDError(f"the cell has ended: {self._ended}")
+
+    def _guard_coordinator(self) -> None:
+        """End a coordinator that hangs: it watches all others, and nobody else watches it."""
+        timeout_s = self.config.cluster.node_timeout_s
+        patient_until_s = 0.0
+        while not self._stopped.wait(_WAIT_POLL_S):
+            try:
+                idle_s = ray.get(self._coordinator.idle_s.remote(), timeout=timeout_s)
+            except GetTimeoutError:
+                idle_s = timeout_s
+            except ActorUnavailableError:  # it is being started anew
+                continue
+            except RayError as error:
+                self._ended = f"Ray cannot start the coordinator anew: {last_line(error)}"
+                return
+            now_s = time.monotonic()
+            if idle_s >= timeout_s and now_s >= patient_until_s and not self._stopped.is_set():
+                patient_until_s = now_s + RESTART_S  # the next one has to get that far first
+                log.error("ending the coordinator: silent for %.0f s", idle_s)
+                ray.kill(self._coordinator, no_restart=False)
 
     def stop(self) -> None:
         """Let running requests end for a while, then end every process and Ray, if we own it."""
         if self._stopped.is_set():
             return
         self._stopped.set()
+        self._guard.join(self.config.cluster.node_timeout_s + _WAIT_POLL_S)
         processes = self._processes
         # In this order every stream is told before the nodes that serve it go.
         ask_to_stop(processes.gateways, STOP_TIMEOUT_S)

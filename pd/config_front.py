@@ -44,6 +44,12 @@ class GatewayConfig(Section):
     max_stops: int = option(16, "most stop strings or stop token ids of a request", minimum=0)
     max_logprobs: int = option(20, "most alternatives a token in logprobs", minimum=0, maximum=100)
     max_streams: int = option(4096, "most requests in flight at once", minimum=1)
+    coordinator_wait_s: float = option(
+        20.0,
+        "seconds that a new request waits for a coordinator that does not answer, as while it is "
+        "started anew, before it is refused with 503",
+        minimum=0.1,
+    )
     drain_s: float = option(
         10.0, "seconds that running requests may still take when the server stops", minimum=0.0
     )

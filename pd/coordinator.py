@@ -9,15 +9,17 @@ Feeding the same events to a fresh coordinator gives the same effects (`pd.recor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from pd.assignment import Assignment, Parked
 from pd.balancer import Balancer
 from pd.holders import Holders
-from pd.member import Gateway, Node
+from pd.member import Absent, Gateway, Member, Node
 from pd.members import Members
 from pd.messages import (
+    COORDINATOR,
     Abort,
     Admitted,
     BlockEvents,
@@ -32,6 +34,7 @@ from pd.messages import (
     Interrupted,
     Message,
     NodeHello,
+    Ongoing,
     Rejected,
     Reserve,
     RoleChanged,
@@ -43,7 +46,7 @@ from pd.messages import (
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
-from pd.policies.candidate import Candidate, Placement
+from pd.policies.candidate import Candidate
 from pd.policies.early_reject import reject_early
 from pd.policies.fit import fits, never_fits
 from pd.popular import Popular
@@ -57,7 +60,8 @@ _PREFIXES = 10  # the most popular ones, in the cell's status
 class CoordinatorLimits:
     """Bounds on waiting work, times in seconds, and how work is placed.
 
-    `recovery_timeout_s` is how long interrupted work waits for a lost node to come back.
+    `recovery_timeout_s` is how long interrupted work waits for a lost node to come back. `epoch`
+    is this coordinator's own, greater than that of any before it and all the epochs they gave.
     With predicted `admission` a request has to fit below the bound on the queue, too. With
     `balance` nodes are given the roles that the load needs.
     """
@@ -70,24 +74,7 @@ class CoordinatorLimits:
     admission: Admission = "queue"
     admission_margin: float = 1.0
     balance: BalanceOptions | None = None
-
-
-@dataclass(slots=True)
-class Assignment:
-    """Where one output of a request runs now."""
-
-    work: Work
-    transfer_id: int
-    placement: Placement
-
-
-@dataclass(slots=True)
-class Parked:
-    """Interrupted work that waits for a node to come back."""
-
-    work: Work
-    query: Query
-    since: float
+    epoch: int = 1
 
 
 class Coordinator:
@@ -97,14 +84,15 @@ class Coordinator:
         self.limits = limits
         self.outbox = Outbox()
         self.holders = Holders(self.outbox)
-        self.members = Members(self.outbox, limits.node_timeout_s, self.holders)
+        self.members = Members(self.outbox, limits.node_timeout_s, self.holders, limits.epoch)
         self.router = Router(limits.router, self.members, self.holders)
         self._balancer: Balancer | None = None
         if limits.balance is not None:
             self._balancer = Balancer(limits.balance, self.members, self.outbox)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
-        self._next_transfer_id = 1
+        # Below 1 << 62, where the ids begin that nodes make themselves.
+        self._next_transfer_id = (limits.epoch - 1 << 32) + 1
         self._next_status = 0.0
 
     # -------------------------------------------------------------- events in
@@ -119,21 +107,15 @@ class Coordinator:
             self._submit(message.work, now)
         elif isinstance(message, Finished):
             for assignment, _ in self._release(message.request_id, message.indices):
-                node = self.members.nodes.get(assignment.placement.decode)
+                node = self.members.nodes.get(assignment.admitted.decode)
                 if node is not None:
                     node.pace.ended.count(now)
         elif isinstance(message, Cancel):
-            self._cancel(message.request_id, message.indices)
-        elif isinstance(message, NodeHello):
-            lost = self.members.node_joins(message, now)
-            if lost is not None:
-                self._node_lost(lost, "was replaced by a new process")
-            self._next_status = now
-        elif isinstance(message, GatewayHello):
-            gone = self.members.gateway_joins(message, now)
-            if gone is not None:
-                self._gateway_lost(gone)
-            self._next_status = now
+            self._cancel(message)
+        elif isinstance(message, Ongoing):
+            self._restore(sender, message.admitted)
+        elif isinstance(message, NodeHello | GatewayHello):
+            self._hello(sender, message, now)
         elif isinstance(message, ChangeRole):
             error = self.change_role(
                 message.node_id, message.role, migrate=message.migrate, now=now
@@ -186,9 +168,24 @@ class Coordinator:
             status = self.status(now)
             for gateway_id in self.members.gateways:
                 self.outbox.send(gateway_id, status)
+            for node_id in self.members.nodes:  # whoever hears nothing says hello
+                self.outbox.send(node_id, Heartbeat(COORDINATOR))
 
     def drain(self) -> list[Effect]:
         return self.outbox.drain()
+
+    def _hello(self, sender: str, hello: NodeHello | GatewayHello, now: float) -> None:
+        members = self.members
+        restored = hello.epoch and not members.knows(hello)
+        replaced = (
+            members.node_joins(hello, now)
+            if isinstance(hello, NodeHello)
+            else members.gateway_joins(hello, now)
+        )
+        others = restored and members.knows(hello) and members.learn(sender, hello.peers, now)
+        for lost in (replaced, *(others or ())):
+            self._lost(lost, "was replaced by a new process")
+        self._next_status = now
 
     def _block_events(self, sender: str, events: BlockEvents, now: float) -> None:
         known = sender in self.members.nodes
@@ -202,21 +199,46 @@ class Coordinator:
             return  # it was sent before its gateway was lost: nobody waits for it any more
         self._abort(request.request_id, work.indices)  # of an earlier attempt
         query = self.router.query(work)
+        if self._start(work, query):
+            return
+        if work.attempt or self.members.absent:
+            self._parked.append(Parked(work, query, now))
+        else:
+            self._turn_away(work)
+
+    def _turn_away(self, work: Work) -> None:
+        """New work that no node can take now, or ever."""
+        reason = never_fits([node.hello for node in self.members.serving], work)
+        if reason is not None:
+            self._reject(work, 400, reason)
+        else:
+            self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
+
+    def _start(self, work: Work, query: Query) -> bool:
+        """Place it, or refuse what is new and too much; False if there is no node for it."""
         route = self.router.route(query, self._candidates(work))
         if route is None:
-            serving = [node.hello for node in self.members.serving]
-            if work.attempt:
-                self._parked.append(Parked(work, query, now))
-            elif (reason := never_fits(serving, work)) is not None:
-                self._reject(work, 400, reason)
-            else:
-                self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
-            return
-        overload = None if work.attempt else self._overload(request, route)
+            return False
+        overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
             self._reject(work, 429, overload.message, overload.retry_after_s)
         else:
             self._place(work, route)
+        return True
+
+    def _restore(self, gateway_id: str, admitted: Admitted) -> None:
+        """An earlier coordinator placed this, and its gateway still waits for it."""
+        if gateway_id not in self.members.gateways:
+            return
+        assignment = Assignment(gateway_id, 0, admitted)
+        assignments = self._assigned.setdefault(admitted.request_id, {})
+        assignments.update(dict.fromkeys(admitted.indices, assignment))
+        for node_id, epoch in (
+            (admitted.prefill, admitted.prefill_epoch), (admitted.decode, admitted.decode_epoch),
+        ):  # fmt: skip
+            if self.members.is_gone(node_id, epoch):
+                decodes = node_id == admitted.decode
+                self._interrupt_assigned(assignment, admitted.indices, "was lost", decodes=decodes)
 
     def _place(self, work: Work, route: Route) -> None:
         request, placement = work.request, route.placement
@@ -224,8 +246,12 @@ class Coordinator:
         prefill = self.members.nodes[placement.prefill]
         decode = self.members.nodes[placement.decode]
         assignments = self._assigned.setdefault(request.request_id, {})
-        for index in work.indices:
-            assignments[index] = Assignment(work, transfer_id, placement)
+        admitted = Admitted(
+            request.request_id, work.indices, work.attempt, prefill.id, decode.id,
+            prefill.epoch, decode.epoch,
+        )  # fmt: skip
+        assignment = Assignment(request.gateway, transfer_id, admitted)
+        assignments.update(dict.fromkeys(work.indices, assignment))
         self.router.sent(route, work, transfer_id)
         if self._balancer is not None:
             self._balancer.sent(prefill.id, route.work_s)
@@ -233,11 +259,13 @@ class Coordinator:
             self.outbox.send(decode.id, Reserve(work, transfer_id, prefill.id, prefill.epoch))
         start = StartPrefill(work, transfer_id, decode.id, decode.epoch, route.sources)
         self.outbox.send(prefill.id, start)
-        admitted = Admitted(request.request_id, work.indices, work.attempt, prefill.id, decode.id)
         self.outbox.send(request.gateway, admitted)
 
-    def _cancel(self, request_id: str, indices: tuple[int, ...]) -> None:
+    def _cancel(self, message: Cancel) -> None:
+        request_id, indices = message.request_id, message.indices
         self._abort(request_id, indices)
+        if message.node in self.members.nodes:
+            self.outbox.send(message.node, Abort(request_id, indices, message.attempt))
         parked, self._parked = self._parked, []
         for item in parked:
             work = item.work
@@ -251,11 +279,11 @@ class Coordinator:
         """Drop these outputs on the nodes they were assigned to, in whatever attempt."""
         targets: dict[str, tuple[set[int], int]] = {}
         for assignment, index in self._release(request_id, indices):
-            placement = assignment.placement
-            for node_id in {placement.prefill, placement.decode}:
+            admitted = assignment.admitted
+            for node_id in {admitted.prefill, admitted.decode}:
                 dropped, attempt = targets.get(node_id, (set(), 0))
                 dropped.add(index)
-                targets[node_id] = (dropped, max(attempt, assignment.work.attempt))
+                targets[node_id] = (dropped, max(attempt, admitted.attempt))
         for node_id in sorted(targets):
             if node_id in self.members.nodes:
                 dropped, attempt = targets[node_id]
@@ -279,28 +307,32 @@ class Coordinator:
         )
         self.outbox.send(request.gateway, rejected)
 
-    def _interrupt(
-        self,
-        work: Work,
-        reason: str,
-        indices: tuple[int, ...] | None = None,
-        *,
-        unstarted_only: bool = False,
-    ) -> None:
+    def _interrupt(self, work: Work, reason: str) -> None:
         request = work.request
-        interrupted = Interrupted(
-            request.request_id, indices or work.indices, work.attempt, reason, unstarted_only
-        )
+        interrupted = Interrupted(request.request_id, work.indices, work.attempt, reason)
         self.outbox.send(request.gateway, interrupted)
+
+    def _interrupt_assigned(
+        self, assignment: Assignment, indices: Iterable[int], reason: str, *, decodes: bool
+    ) -> None:
+        """These outputs have lost the node that decodes them, or else the one of their prompt."""
+        admitted = assignment.admitted
+        node = f"decode node {admitted.decode}" if decodes else f"prefill node {admitted.prefill}"
+        interrupted = Interrupted(
+            admitted.request_id, tuple(indices), admitted.attempt, f"{node} {reason}",
+            unstarted_only=not decodes,
+        )  # fmt: skip
+        self.outbox.send(assignment.gateway, interrupted)
 
     def _unpark(self, now: float) -> None:
         if not self._parked:
             return
         parked, self._parked = self._parked, []
         for item in parked:
-            route = self.router.route(item.query, self._candidates(item.work))
-            if route is not None:
-                self._place(item.work, route)
+            if self._start(item.work, item.query):
+                continue
+            if not item.work.attempt and not self.members.absent:
+                self._turn_away(item.work)
             elif now - item.since >= self.limits.recovery_timeout_s:
                 reason = f"no node came back to go on with it: {self._lacks()}"
                 self._reject(item.work, 503, reason, 5.0)
@@ -308,38 +340,32 @@ class Coordinator:
                 self._parked.append(item)
 
     # -------------------------------------------------------------- losses
-    def _lost(self, member: Node | Gateway | None, reason: str) -> None:
-        if isinstance(member, Node):
+    def _lost(self, member: Member | None, reason: str) -> None:
+        if isinstance(member, Node | Absent):
             self._node_lost(member, reason)
-        elif isinstance(member, Gateway):
+        if isinstance(member, Gateway | Absent):
             self._gateway_lost(member)
 
-    def _node_lost(self, node: Node, reason: str) -> None:
+    def _node_lost(self, node: Node | Absent, reason: str) -> None:
         """What was prefilled there and is on its way to a decode node, that node interrupts
         itself when it hears of the loss."""
         self.router.lost(node.id)
         self._interrupt_all(node, reason)
 
-    def _interrupt_all(self, node: Node, reason: str) -> None:
+    def _interrupt_all(self, node: Node | Absent, reason: str) -> None:
         """Interrupt what was to decode there, and what waits for its first token from there."""
         for assignments in list(self._assigned.values()):
-            by_work: dict[int, tuple[Assignment, list[int]]] = {}
+            affected: dict[Assignment, list[int]] = {}
             for index, assignment in assignments.items():
-                if node.id in (assignment.placement.decode, assignment.placement.prefill):
-                    _, indices = by_work.setdefault(assignment.transfer_id, (assignment, []))
-                    indices.append(index)
-            for assignment, indices in by_work.values():
-                decodes = assignment.placement.decode == node.id
-                self._interrupt(
-                    assignment.work,
-                    f"{'decode' if decodes else 'prefill'} node {node.id} {reason}",
-                    tuple(indices),
-                    unstarted_only=not decodes,
-                )
+                if assignment.runs_on(node.id, node.epoch):
+                    affected.setdefault(assignment, []).append(index)
+            for assignment, indices in affected.items():
+                decodes = assignment.admitted.decode == node.id
+                self._interrupt_assigned(assignment, indices, reason, decodes=decodes)
 
-    def _gateway_lost(self, gateway: Gateway) -> None:
+    def _gateway_lost(self, gateway: Gateway | Absent) -> None:
         for request_id, assignments in list(self._assigned.items()):
-            if next(iter(assignments.values())).work.request.gateway == gateway.id:
+            if next(iter(assignments.values())).gateway == gateway.id:
                 self._abort(request_id, tuple(assignments))
         self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
 

@@ -27,15 +27,15 @@ from pd.types import Peer
 
 log = logging.getLogger(__name__)
 
-EPOCH = 1  # the coordinator's own: there is one a cell
 _TICK_S = 0.1
 _MAX_MESSAGES = 256
 
 
 class CoordinatorRunner:
-    """Drives the coordinator until `stop`. `kill(id, incarnation)` ends a process that hangs.
+    """Drives the coordinator until `stop`. `kill(id, incarnation)` ends a process that hangs;
+    `meet(id)` hears of everyone who says hello, and of those whom they know.
 
-    `process_lost`, `ask` and `status` may be called from any thread.
+    `process_lost`, `ask`, `status` and `idle_s` may be called from any thread.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class CoordinatorRunner:
         core: Coordinator,
         mailbox: Mailbox,
         kill: Callable[[str, int], None],
+        meet: Callable[[str], None] = lambda member_id: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = core
         self._mailbox = mailbox
         self._kill = kill
+        self._meet = meet
         self._clock = clock
         self._losses: queue.SimpleQueue[tuple[str, int, str]] = queue.SimpleQueue()
         self._questions: queue.SimpleQueue[tuple[Callable[[int], Message], Future[str]]] = (
@@ -57,14 +59,19 @@ class CoordinatorRunner:
         self._num_asked = 0
         self._introduced: dict[str, NodeHello | GatewayHello] = {}
         self._status = core.status(clock())
+        self._turned_s = clock()
         self._stopping = threading.Event()
-        mailbox.epoch = EPOCH
+        mailbox.epoch = core.limits.epoch
         mailbox.on_held = self._alive
 
     @property
     def status(self) -> CellStatus:
         """The cell as it was at the last turn of the loop."""
         return self._status
+
+    def idle_s(self) -> float:
+        """Since the last turn of the loop."""
+        return self._clock() - self._turned_s
 
     def process_lost(self, member_id: str, incarnation: int, reason: str) -> None:
         self._losses.put((member_id, incarnation, reason))
@@ -95,7 +102,7 @@ class CoordinatorRunner:
                 self._num_asked += 1
                 self._asked[self._num_asked] = answer
                 self._core.on_message(SUPERVISOR, question(self._num_asked), self._clock())
-            now = self._clock()
+            now = self._turned_s = self._clock()
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._core.tick(now)
@@ -124,6 +131,8 @@ class CoordinatorRunner:
         if known is None or known.incarnation != hello.incarnation:
             self._introduced[sender] = hello
             self._mailbox.connect(Peer(sender, 0, hello.endpoints))
+            for member_id in (sender, *(peer.id for peer in hello.peers)):
+                self._meet(member_id)
 
     def _act(self) -> None:
         for effect in self._core.drain():

@@ -21,11 +21,11 @@ from pd.cluster import Cluster
 from pd.config import Config
 from pd.errors import PDError
 from pd.placement import here
+from pd.supervisor import NAMESPACE
 from pd.types import Role
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "pd"
 _POLL_S = 0.25
 _CONCURRENCY = 16
 

@@ -36,15 +36,16 @@ class Holders:
         if applied:
             self._asked.pop(holder, None)
         elif holder not in self._asked:
-            self._ask(holder, now)
+            self.ask(holder, now)
         return applied
 
     def tick(self, now: float) -> None:
         for holder, asked in list(self._asked.items()):
             if now - asked >= _SYNC_AGAIN_S:
-                self._ask(holder, now)
+                self.ask(holder, now)
         self.directory.sweep(_SWEPT_BLOCKS)
 
-    def _ask(self, holder: str, now: float) -> None:
+    def ask(self, holder: str, now: float) -> None:
+        """Have a holder report everything that it has."""
         self._asked[holder] = now
         self._outbox.send(holder, SyncBlocks())

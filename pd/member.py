@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from pd.messages import GatewayHello, NodeHello, UsePool
-from pd.outbox import Kill
+from pd.outbox import ANY_PROCESS, Kill
 from pd.policies.candidate import Candidate
 from pd.policies.pace import Pace
 from pd.policies.pools import Site
@@ -89,8 +89,12 @@ class Node:
     def peer(self) -> Peer:
         return Peer(self.id, self.epoch, self.hello.endpoints)
 
+    @property
+    def incarnation(self) -> int:
+        return self.hello.incarnation
+
     def kill(self, reason: str) -> Kill:
-        return Kill(self.id, self.hello.incarnation, reason)
+        return Kill(self.id, self.incarnation, reason)
 
     def site(self) -> Site:
         return Site(self.id, self.hello.host, self.hello.layout)
@@ -192,5 +196,39 @@ class Gateway:
     def peer(self) -> Peer:
         return Peer(self.id, self.epoch, self.hello.endpoints)
 
+    @property
+    def incarnation(self) -> int:
+        return self.hello.incarnation
+
     def kill(self, reason: str) -> Kill:
-        return Kill(self.id, self.hello.incarnation, reason)
+        return Kill(self.id, self.incarnation, reason)
+
+
+@dataclass(slots=True)
+class Absent:
+    """A process that members know of, and that a coordinator which was started anew has yet to
+    hear of. Whether it is a node or a gateway is not known."""
+
+    known: Peer
+    last_heard: float
+
+    @property
+    def id(self) -> str:
+        return self.known.id
+
+    @property
+    def epoch(self) -> int:
+        return self.known.epoch
+
+    @property
+    def incarnation(self) -> int:
+        return ANY_PROCESS
+
+    def peer(self) -> Peer:
+        return self.known
+
+    def kill(self, reason: str) -> Kill:
+        return Kill(self.id, ANY_PROCESS, reason)
+
+
+Member = Node | Gateway | Absent

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pd.holders import Holders
-from pd.member import NO_POOL, Gateway, Leaving, Node
-from pd.messages import GatewayHello, NodeHello, PeerLost, Peers, SetRole, UsePool, Welcome
-from pd.outbox import Outbox
+from pd.member import NO_POOL, Absent, Gateway, Leaving, Member, Node
+from pd.messages import (
+    COORDINATOR,
+    GatewayHello,
+    NodeHello,
+    PeerLost,
+    Peers,
+    SetRole,
+    UsePool,
+    Welcome,
+)
+from pd.outbox import ANY_PROCESS, Kill, Outbox
 from pd.policies.pools import assign_pools
-from pd.types import NodeSnapshot, Role
+from pd.types import NodeSnapshot, Peer, Role
 
 _CONFIRM_S = 1.0  # after which a node that has not taken on its role is told again
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
@@ -21,75 +31,120 @@ class Condemned:
     """A silent process that is to be ended. Until that is known it may wake up and write, so
     its peers are only told at `until`, by when it can be taken for unreachable."""
 
-    member: Node | Gateway
+    member: Member
     until: float
 
 
 class Members:
-    """Joining, leaving and falling silent. Every process gets an epoch that never repeats."""
+    """Joining, leaving and falling silent. Every process gets an epoch that never repeats.
 
-    def __init__(self, outbox: Outbox, timeout_s: float, holders: Holders | None = None) -> None:
-        """`holders` hears of every node that joins or leaves."""
+    A coordinator that was started anew begins with nobody. Processes that were welcomed before
+    keep their epochs and say whom they know; those are `absent` until they say hello themselves,
+    are replaced, or have been silent for too long.
+    """
+
+    def __init__(
+        self, outbox: Outbox, timeout_s: float, holders: Holders | None = None, epoch: int = 1
+    ) -> None:
+        """`holders` hears of every node that joins or leaves; `epoch` is the coordinator's own,
+        and greater than all that those before it gave to anybody."""
         self.nodes: dict[str, Node] = {}
         self.gateways: dict[str, Gateway] = {}
+        self.absent: dict[str, Absent] = {}
         self._outbox = outbox
         self._timeout_s = timeout_s
         self._holders = holders or Holders(outbox)
-        self._last_epoch = 0
+        self._epoch = epoch
+        self._last_epoch = epoch - 1
         self._condemned: dict[str, Condemned] = {}
         self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
+        self._buried: dict[str, int] = {}  # by id, the last epoch of a process that is gone
         self._last_check = float("-inf")
         self._roles: dict[str, SetRole] = {}  # of nodes that have another than they came with
         self._changing: dict[str, float] = {}  # nodes that have not confirmed theirs, when asked
         self._pools_to_tell = False
 
-    def node_joins(self, hello: NodeHello, now: float) -> Node | None:
+    def knows(self, hello: NodeHello | GatewayHello) -> bool:
+        """Whether this very process is a member."""
+        known = self._present(_id_of(hello))
+        return known is not None and known.incarnation == hello.incarnation
+
+    def node_joins(self, hello: NodeHello, now: float) -> Member | None:
         """Welcome a node; returns the earlier process of that name, if it is now gone."""
-        known = self.nodes.get(hello.node_id)
-        if known is not None and known.hello.incarnation == hello.incarnation:
-            self._welcome(known.id, hello.incarnation, known.epoch)
+        if self._welcome_again(hello) or self._refuse(hello):
             return None
-        if (hello.node_id, hello.incarnation) in self._dead:
-            return None
-        lost = self._replace(known, hello.node_id)
-        if hello.node_id in self._roles:  # what it was before it was started anew
+        lost = self._replace(hello)
+        if hello.epoch:
+            self._roles[hello.node_id] = SetRole(hello.role)  # also of a process after this one
+        elif hello.node_id in self._roles:  # what it was before it was started anew
             hello = replace(hello, role=self._roles[hello.node_id].role)
-        self._last_epoch += 1
+        epoch = self._epoch_for(hello)
         empty = NodeSnapshot(
-            hello.node_id, hello.role, self._last_epoch,
+            hello.node_id, hello.role, epoch,
             num_blocks=hello.num_blocks, free_blocks=hello.num_blocks,
         )  # fmt: skip
-        self.nodes[hello.node_id] = Node(hello, self._last_epoch, now, empty)
+        self.nodes[hello.node_id] = Node(hello, epoch, now, empty)
         self._holders.join(hello.node_id)
-        self._welcome(hello.node_id, hello.incarnation, self._last_epoch)
-        self._tell_role(hello.node_id, now)
+        self._welcome(hello.node_id, hello.incarnation, epoch)
+        if hello.epoch:
+            self._holders.ask(hello.node_id, now)
+        else:
+            self._tell_role(hello.node_id, now)
         self._announce()
-        return lost if isinstance(lost, Node) else None
+        return lost
 
-    def gateway_joins(self, hello: GatewayHello, now: float) -> Gateway | None:
+    def gateway_joins(self, hello: GatewayHello, now: float) -> Member | None:
         """Welcome a gateway; returns the earlier process of that name, if it is now gone."""
-        known = self.gateways.get(hello.gateway_id)
-        if known is not None and known.hello.incarnation == hello.incarnation:
-            self._welcome(known.id, hello.incarnation, known.epoch)
+        if self._welcome_again(hello) or self._refuse(hello):
             return None
-        if (hello.gateway_id, hello.incarnation) in self._dead:
-            return None
-        lost = self._replace(known, hello.gateway_id)
-        self._last_epoch += 1
-        self.gateways[hello.gateway_id] = Gateway(hello, self._last_epoch, now)
-        self._welcome(hello.gateway_id, hello.incarnation, self._last_epoch)
+        lost = self._replace(hello)
+        epoch = self._epoch_for(hello)
+        self.gateways[hello.gateway_id] = Gateway(hello, epoch, now)
+        self._welcome(hello.gateway_id, hello.incarnation, epoch)
         self._announce()
-        return lost if isinstance(lost, Gateway) else None
+        return lost
 
-    def remove(self, member_id: str, incarnation: int) -> Node | Gateway | None:
+    def learn(self, member_id: str, peers: Iterable[Peer], now: float) -> list[Member]:
+        """A process that just joined was a member before, and these are the others it knew of
+        then. Returns who turned out to be gone."""
+        lost: list[Member] = []
+        for peer in peers:
+            if peer.id in (member_id, COORDINATOR):
+                continue
+            condemned = self._condemned.get(peer.id)
+            if condemned is not None and peer.epoch <= condemned.member.epoch:
+                continue  # it is told of that end with the others
+            known = self._present(peer.id) or self.absent.get(peer.id)
+            newest = max(self._buried.get(peer.id, 0), known.epoch if known is not None else 0)
+            if peer.epoch < newest or peer.epoch == self._buried.get(peer.id):
+                self._outbox.send(member_id, PeerLost(peer.id, peer.epoch))
+            elif peer.epoch > newest:
+                if known is not None:  # then that is a process which was replaced before
+                    self._outbox.add(known.kill("was replaced by a later process"))
+                    self._leave(known)
+                    self._bury(known)
+                    lost.append(known)
+                self.absent[peer.id] = Absent(peer, now)
+                self._last_epoch = max(self._last_epoch, peer.epoch)
+        self._announce()
+        return lost
+
+    def is_gone(self, member_id: str, epoch: int) -> bool:
+        """Whether the process of this id and epoch is no member, and will not be one again."""
+        known = self._present(member_id) or self.absent.get(member_id)
+        return known is None or known.epoch != epoch
+
+    def remove(self, member_id: str, incarnation: int) -> Member | None:
         """This process is gone: everybody hears of it. None if it is not a member (any more)."""
         self._dead.append((member_id, incarnation))
         condemned = self._condemned.get(member_id)
-        if condemned is not None and condemned.member.hello.incarnation == incarnation:
+        if condemned is not None and condemned.member.incarnation in (incarnation, ANY_PROCESS):
             self._bury(condemned.member)
             return None
-        member = self.nodes.get(member_id) or self.gateways.get(member_id)
-        if member is None or member.hello.incarnation != incarnation:
+        # Of the processes behind an id only the last can be alive: an absent one was that, or
+        # came before it.
+        member: Member | None = self._present(member_id) or self.absent.get(member_id)
+        if member is None or member.incarnation not in (incarnation, ANY_PROCESS):
             return None
         if isinstance(member, Node) and member.leaving is not None:
             self._roles.pop(member_id, None)  # whatever has its name one day is another node
@@ -99,7 +154,7 @@ class Members:
         return member
 
     def heard_of(self, sender: str, now: float) -> None:
-        member = self.nodes.get(sender) or self.gateways.get(sender)
+        member = self._present(sender)
         if member is not None:
             member.last_heard = now
 
@@ -111,12 +166,12 @@ class Members:
         if snapshot.role == node.hello.role:
             self._changing.pop(sender, None)
 
-    def silent(self, now: float) -> list[Node | Gateway]:
+    def silent(self, now: float) -> list[Member]:
         """Condemn and return every process that has not been heard of for too long.
 
         They are no members any more. The caller has them ended; `remove` tells their peers.
         """
-        members: list[Node | Gateway] = [*self.nodes.values(), *self.gateways.values()]
+        members = self._everybody()
         if now - self._last_check >= self._timeout_s / 2:
             # It is this process that was away: what the others said meanwhile is yet to be read.
             for member in members:
@@ -224,30 +279,71 @@ class Members:
             self._changing[node_id] = now
             self._outbox.send(node_id, self._roles[node_id])
 
-    def _replace(self, known: Node | Gateway | None, member_id: str) -> Node | Gateway | None:
+    # -------------------------------------------------------------- inside
+    def _present(self, member_id: str) -> Node | Gateway | None:
+        return self.nodes.get(member_id) or self.gateways.get(member_id)
+
+    def _everybody(self) -> list[Member]:
+        return [*self.nodes.values(), *self.gateways.values(), *self.absent.values()]
+
+    def _welcome_again(self, hello: NodeHello | GatewayHello) -> bool:
+        """Answer a member whose welcome may have been lost; False if it is none."""
+        known = self._present(_id_of(hello))
+        if known is None or known.incarnation != hello.incarnation:
+            return False
+        self._welcome(known.id, hello.incarnation, known.epoch)
+        return True
+
+    def _refuse(self, hello: NodeHello | GatewayHello) -> bool:
+        """Whether this is a process that was given up, or replaced: it is to end."""
+        member_id, epoch = _id_of(hello), hello.epoch
+        if epoch:
+            known = self._present(member_id) or self.absent.get(member_id)
+            later = known is not None and known.epoch > epoch
+            condemned = self._condemned.get(member_id)
+            ends = condemned is not None and condemned.member.epoch >= epoch
+            if later or ends or epoch <= self._buried.get(member_id, 0):
+                self._outbox.add(Kill(member_id, hello.incarnation, "was given up before"))
+                return True
+        return (member_id, hello.incarnation) in self._dead
+
+    def _epoch_for(self, hello: NodeHello | GatewayHello) -> int:
+        """The one it has from an earlier coordinator, or a new one."""
+        epoch = hello.epoch or self._last_epoch + 1
+        self._last_epoch = max(self._last_epoch, epoch)
+        return epoch
+
+    def _replace(self, hello: NodeHello | GatewayHello) -> Member | None:
         """A process joins under this id, so what was there before is gone."""
+        member_id = _id_of(hello)
         condemned = self._condemned.get(member_id)
         if condemned is not None:
             self._bury(condemned.member)
-        return None if known is None else self.remove(member_id, known.hello.incarnation)
+        absent = self.absent.get(member_id)
+        if absent is not None and absent.epoch == hello.epoch:
+            del self.absent[member_id]  # this is the one
+            return None
+        known = self._present(member_id) or absent
+        return None if known is None else self.remove(member_id, known.incarnation)
 
-    def _leave(self, member: Node | Gateway) -> None:
+    def _leave(self, member: Member) -> None:
         if self.nodes.pop(member.id, None) is not None:
             self._holders.leave(member.id)
         self.gateways.pop(member.id, None)
+        self.absent.pop(member.id, None)
 
-    def _bury(self, member: Node | Gateway) -> None:
+    def _bury(self, member: Member) -> None:
         """It is known to be gone, and with it whatever it was still writing."""
         self._condemned.pop(member.id, None)
+        self._buried[member.id] = max(self._buried.get(member.id, 0), member.epoch)
         for node_id in self.nodes:
             self._outbox.send(node_id, PeerLost(member.id, member.epoch))
 
     def _welcome(self, member_id: str, incarnation: int, epoch: int) -> None:
-        self._outbox.send(member_id, Welcome(member_id, incarnation, epoch))
+        self._outbox.send(member_id, Welcome(member_id, incarnation, epoch, self._epoch))
 
     def _announce(self) -> None:
-        nodes = [node.peer() for node in self.nodes.values()]
-        peers = Peers((*nodes, *(gateway.peer() for gateway in self.gateways.values())))
+        peers = Peers(tuple(member.peer() for member in self._everybody()))
         for member_id in (*self.nodes, *self.gateways):
             self._outbox.send(member_id, peers)
         self._tell_pools()
@@ -267,3 +363,7 @@ class Members:
             if node.pool != use:
                 node.pool = use
                 self._outbox.send(node.id, use)
+
+
+def _id_of(hello: NodeHello | GatewayHello) -> str:
+    return hello.node_id if isinstance(hello, NodeHello) else hello.gateway_id

@@ -1,9 +1,9 @@
 """What processes say to each other, as plain dataclasses (encoded by `pd.wire`).
 
-    gateway     -> coordinator   Submit, Cancel, Finished, GatewayHello, Heartbeat
+    gateway     -> coordinator   Submit, Cancel, Finished, Ongoing, GatewayHello, Heartbeat
     coordinator -> gateway       Welcome, Admitted, Rejected, Interrupted, Peers, CellStatus
     node        -> coordinator   NodeHello, Snapshot
-    coordinator -> node          Welcome, Peers, Reserve, StartPrefill, Abort, PeerLost
+    coordinator -> node          Welcome, Peers, Heartbeat, Reserve, StartPrefill, Abort, PeerLost
     decode      -> prefill       Granted, AbortTransfer
     prefill     -> decode        PrefillDone, Renew, Stopped     (and blocks, by kvstore.transport)
     node        -> gateway       Tokens, Interrupted, Started
@@ -20,98 +20,33 @@ the tokens its client already has; a repeated or late `Interrupted` is stale and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pd.messages_cell import (
+    COORDINATOR,
+    SUPERVISOR,
+    CellStatus,
+    GatewayHello,
+    Heartbeat,
+    NodeHello,
+    PeerLost,
+    Peers,
+    Snapshot,
+    Welcome,
+)
 from pd.messages_change import ChangeRole, Drain, Draining, RoleChanged, SetRole
-from pd.types import FinishReason, NodeSnapshot, Peer, Role, Source, Tier, TokenEvent, Work
+from pd.types import FinishReason, Source, Tier, TokenEvent, Work
 
-COORDINATOR = "coordinator"
-SUPERVISOR = "supervisor"  # what starts and ends processes, and asks the coordinator beside it
-
-
-# ------------------------------------------------------------------ joining the cell
-@dataclass(frozen=True, slots=True)
-class NodeHello:
-    """A node process asks to join; `incarnation` is random, new for every process."""
-
-    node_id: str
-    role: Role
-    incarnation: int
-    endpoints: Mapping[str, str]
-    layout: int  # KVLayout.content: nodes for which it differs never exchange blocks
-    num_blocks: int
-    block_size: int
-    max_model_len: int
-    max_num_seqs: int
-    pid: int
-    host: str
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayHello:
-    """A gateway process asks to join."""
-
-    gateway_id: str
-    incarnation: int
-    endpoints: Mapping[str, str]
-    pid: int = 0
-    host: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The answer to a hello: the epoch that every later message of this process carries."""
-
-    id: str
-    incarnation: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """A gateway is alive; nodes send `Snapshot` instead."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A node's state after a step, or its heartbeat."""
-
-    snapshot: NodeSnapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """The processes of the cell as they now are; replaces what was known before."""
-
-    peers: tuple[Peer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """A process is gone for good: nothing it was sending is still being written."""
-
-    id: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class CellStatus:
-    """What the coordinator knows of the cell, for `/ready`, `/metrics` and `pd status`.
-
-    `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...), and
-    so are `prefixes`, the most popular beginnings of prompts (key, tokens, requests, holders).
-    """
-
-    ready: bool
-    reason: str
-    nodes: tuple[Mapping[str, str | int | float | bool], ...]
-    num_requests: int = 0
-    max_model_len: int = 0
-    prefixes: tuple[Mapping[str, str | int], ...] = ()
+__all__ = [
+    "COORDINATOR", "KINDS", "SUPERVISOR", "Abort", "AbortTransfer", "Admitted", "Beacon",
+    "BlockEvents", "Cancel", "CellStatus", "ChangeRole", "Drain", "Draining", "Fetch", "Finished",
+    "GatewayHello", "Granted",
+    "Heartbeat", "Interrupted", "Message", "NodeHello", "Ongoing", "PeerLost", "Peers",
+    "PrefillDone", "Put", "PutGranted", "Rejected", "Renew", "Resend", "Reserve", "RoleChanged",
+    "SetRole", "Snapshot", "StartPrefill", "Started", "Stopped", "Submit", "SyncBlocks", "Tokens",
+    "UsePool", "Welcome",
+]  # fmt: skip
 
 
 # ------------------------------------------------------------------ a request's way
@@ -122,11 +57,23 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
+    """Where the work runs: its nodes, and the epochs they were in."""
+
     request_id: str
     indices: tuple[int, ...]
     attempt: int
     prefill: str
     decode: str
+    prefill_epoch: int = 0
+    decode_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ongoing:
+    """What an earlier coordinator admitted and its gateway still waits for: a coordinator that was
+    started anew hears of all of it before anything else."""
+
+    admitted: Admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +105,15 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The client went away, or the gateway has all it needs (a stop string was found)."""
+    """The client went away, or the gateway has all it needs (a stop string was found).
+
+    With `node`, that one still sends tokens of this attempt, which nobody waits for.
+    """
 
     request_id: str
     indices: tuple[int, ...]
+    node: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +353,7 @@ Message = (
     | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
     | Beacon | Resend
     | SetRole | ChangeRole | RoleChanged | Drain | Draining
+    | Ongoing
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -414,6 +367,7 @@ KINDS: dict[int, type] = dict(
             BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
             Beacon, Resend,
             SetRole, ChangeRole, RoleChanged, Drain, Draining,
+            Ongoing,
         ),
         start=1,
     )

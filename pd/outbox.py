@@ -51,6 +51,9 @@ class CancelPush:
     transfer_id: int
 
 
+ANY_PROCESS = 0  # as an incarnation: whichever process is behind the id
+
+
 @dataclass(frozen=True, slots=True)
 class Kill:
     """End a process that no longer answers, so that its supervisor starts a new one."""

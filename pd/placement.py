@@ -122,10 +122,12 @@ def free_port(address: str, option: str) -> int:
         return port
 
 
-def check_bind(bind: str) -> None:
-    """ConfigError unless processes here can listen on this address, or network interface."""
-    if bind not in (name for _, name in socket.if_nameindex()):
-        free_port(bind, "bind")
+def check_bind(bind: str) -> int:
+    """ConfigError unless processes here can listen on this address, or network interface.
+
+    Returns a port that is free there: the coordinator's, which its successors listen on, too."""
+    interfaces = (name for _, name in socket.if_nameindex())
+    return free_port("" if bind in interfaces else bind, "bind")
 
 
 def needs_of(config: Config) -> dict[str, float]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from kvstore.layout import KVLayout
 from kvstore.pool.actor import PoolActor
 from kvstore.pool.process import PoolLaunch
-from pd.actors import STOP_TIMEOUT_S, SUPERVISION_CALLS, actor, ask_to_stop, get, node_actor
+from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, node_actor
 from pd.config import Config
 from pd.errors import PDError
 from pd.gateway.actor import GatewayActor, GatewayLaunch
@@ -24,6 +24,7 @@ from pd.placement import here, on_host_of
 from pd.types import Peer, Role
 
 _POLL_S = 0.1
+RESTART_S = 30.0  # that a process may take to be started anew, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Basis:
 
 
 class Processes:
-    """Nodes, pools and gateways by id. The coordinator is told of each, and watches it."""
+    """Nodes, pools and gateways by id. The coordinator watches each once it has said hello."""
 
     def __init__(self, basis: Basis) -> None:
         self.basis = basis
@@ -56,8 +57,9 @@ class Processes:
         launch = NodeLaunch(
             node_id, role, basis.cluster_id, basis.peer, config, basis.threads, basis.secret
         )
-        handle = node_actor(config, node_id, role, basis.threads).remote(launch)
-        return self._keep(self.nodes, node_id, handle)
+        handle = node_actor(config, basis.cluster_id, node_id, role, basis.threads).remote(launch)
+        self.nodes[node_id] = handle
+        return handle
 
     def start_pool(self, config: Config, pool_id: str, host: str, layout: KVLayout) -> ActorHandle:
         """On this host, given by the id that Ray has for it."""
@@ -66,22 +68,17 @@ class Processes:
             pool_id, basis.cluster_id, basis.peer, config, layout, basis.secret
         )  # fmt: skip
         options = on_host_of(host)
-        handle = actor(PoolActor, pool_id, SUPERVISION_CALLS, **options).remote(launch)
-        return self._keep(self.nodes, pool_id, handle)
+        handle = actor(PoolActor, basis.cluster_id, pool_id, **options).remote(launch)
+        self.nodes[pool_id] = handle
+        return handle
 
     def start_gateway(self, config: Config, gateway_id: str) -> ActorHandle:
         basis = self.basis
         launch = GatewayLaunch(
             gateway_id, basis.cluster_id, basis.peer, config, basis.port, basis.secret
         )
-        handle = actor(GatewayActor, gateway_id, SUPERVISION_CALLS, **here()).remote(launch)
-        return self._keep(self.gateways, gateway_id, handle)
-
-    def _keep(
-        self, kept: dict[str, ActorHandle], member_id: str, handle: ActorHandle
-    ) -> ActorHandle:
-        kept[member_id] = handle
-        self.basis.coordinator.watch_member.remote(member_id, handle)
+        handle = actor(GatewayActor, basis.cluster_id, gateway_id, **here()).remote(launch)
+        self.gateways[gateway_id] = handle
         return handle
 
     # -------------------------------------------------------------- ending
@@ -94,8 +91,16 @@ class Processes:
 
     # -------------------------------------------------------------- what the cell says
     def status(self) -> CellStatus:
-        status: CellStatus = ray.get(self.basis.coordinator.status.remote())
-        return status
+        """As the coordinator sees it, also when that is being started anew just now."""
+        deadline = time.monotonic() + RESTART_S
+        while True:
+            try:
+                status: CellStatus = ray.get(self.basis.coordinator.status.remote())
+                return status
+            except ActorUnavailableError as error:
+                if time.monotonic() > deadline:
+                    raise PDError(f"the coordinator does not come back: {error}") from None
+            time.sleep(_POLL_S)
 
     def row(self, node_id: str) -> Mapping[str, Any] | None:
         return next((row for row in self.status().nodes if row["id"] == node_id), None)

@@ -210,6 +210,10 @@ class PrefillPhase:
             if outgoing and outgoing.is_to(peer, epoch):
                 self._cancel(task)
 
+    def works(self) -> list[Work]:
+        """Everything that is here."""
+        return [task.work for task in self.tasks.values()]
+
     def unstarted(self) -> list[Work]:
         """Prompts of which nothing was computed yet."""
         running = self.scheduler.running

@@ -50,9 +50,10 @@ class PoolActor:
             raise self._error
         return os.getpid()
 
-    def watch(self) -> None:
-        """Return when the pool has stopped; a caller waiting here notices a dead process."""
-        self._ended.wait()
+    def watch(self, timeout_s: float) -> bool:
+        """Whether the pool has stopped, at once when it has; a caller that waits here notices a
+        dead process."""
+        return self._ended.wait(timeout_s)
 
     def stop(self) -> None:
         self._stopping = True

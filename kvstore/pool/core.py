@@ -22,6 +22,7 @@ from pd.errors import TransferError
 from pd.messages import (
     AbortTransfer,
     Fetch,
+    Heartbeat,
     Message,
     PeerLost,
     Put,
@@ -32,7 +33,7 @@ from pd.messages import (
 )
 from pd.outbox import CancelPush, Expect, Forget, Outbox
 from pd.reporter import Reporter
-from pd.types import NodeSnapshot
+from pd.types import NodeSnapshot, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class PoolCore:
 
     def __init__(self, node_id: str, limits: PoolLimits) -> None:
         self.node_id = node_id
+        self.role: Role = "pool"
         self.limits = limits
         self.epoch = 0
         self.outbox = Outbox(node_id)
@@ -99,6 +101,8 @@ class PoolCore:
         self.counters["recovered"] = self.tiers.recovered(slots)
 
     def on_message(self, sender: str, message: Message, now: float) -> None:
+        if isinstance(message, Heartbeat):
+            return
         self._reporter.changed()
         if isinstance(message, Put):
             self._put(sender, message, now)
@@ -158,7 +162,7 @@ class PoolCore:
         count, tiers = self.counters, self.tiers
         return NodeSnapshot(
             node_id=self.node_id,
-            role="pool",
+            role=self.role,
             epoch=self.epoch,
             num_reserving=len(self.receiving),
             num_running=len(self.serving),

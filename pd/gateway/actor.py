@@ -60,9 +60,10 @@ class GatewayActor:
     def incarnation(self) -> int:
         return self._started.result().link.membership.incarnation
 
-    def watch(self) -> None:
-        """Return when the gateway has stopped; a waiting caller notices a dead process."""
-        self._ended.wait()
+    def watch(self, timeout_s: float) -> bool:
+        """Whether the gateway has stopped, at once when it has; a caller that waits here notices a
+        dead process."""
+        return self._ended.wait(timeout_s)
 
     def stop(self) -> None:
         """Let running requests end for a while, then end the rest with an error event."""
@@ -125,6 +126,10 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
             max_stops=gateway.max_stops,
             max_logprobs=gateway.max_logprobs,
         ),
-        link=LinkOptions(heartbeat_s=config.cluster.heartbeat_s, max_streams=gateway.max_streams),
+        link=LinkOptions(
+            heartbeat_s=config.cluster.heartbeat_s,
+            submit_timeout_s=gateway.coordinator_wait_s,
+            max_streams=gateway.max_streams,
+        ),
         drain_s=gateway.drain_s,
     )

@@ -21,6 +21,7 @@ from pd.types import Work
 log = logging.getLogger(__name__)
 
 _MAX_BACKOFF_S = 2.0
+_RETRY_AFTER_S = 5.0  # a coordinator that hangs takes about so long to be replaced
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LinkOptions:
 
     heartbeat_s: float = 0.5
     send_timeout_s: float = 2.0  # a message that the socket does not take
-    submit_timeout_s: float = 10.0  # a Submit that the coordinator does not answer
+    submit_timeout_s: float = 20.0  # a Submit that the coordinator does not answer
     coordinator_timeout_s: float = 30.0  # a silent coordinator and a stream without progress
     stall_timeout_s: float = 300.0  # a stream without progress, whatever the reason
     gap_timeout_s: float = 5.0  # a token that is missing while later ones have arrived
@@ -107,13 +108,21 @@ class Continuity:
         for attempt in sorted(attempts, reverse=True):  # a resumed one must not be met again
             self.resume(running, running.record.unfinished, attempt, reason)
 
+    def restate(self, running: RunningRequest) -> None:
+        """Tell a coordinator that was started anew what runs, and submit again what does not."""
+        for message in running.record.restate():
+            if isinstance(message, Submit):
+                self.submit(running, message.work)
+            else:
+                self._courier.send(message)
+
     def watch(self, running: RunningRequest, now: float, silence_s: float) -> None:
         """Called about once a second. `silence_s` is how long the coordinator said nothing."""
         options, stalled_s = self._options, now - running.progress_s
         if running.answer_by_s is not None and running.answer_by_s < now:
             # A continuation needs no answer: the coordinator may keep it until a node is back.
             message = f"no answer from the coordinator in {options.submit_timeout_s:g} s"
-            running.stream.fail(RejectedError(message, status=503))
+            running.stream.fail(RejectedError(message, status=503, retry_after_s=_RETRY_AFTER_S))
         elif stalled_s > options.stall_timeout_s:
             message = f"no progress for {options.stall_timeout_s:g} s"
             running.stream.fail(StreamFailedError(message, status=504))

@@ -58,6 +58,10 @@ class Courier:
             return
         self._waiting.append((self._clock() + self._timeout_s, message, on_lost))
 
+    def clear(self) -> None:
+        """Drop what waits: it was for a coordinator that is gone."""
+        self._waiting.clear()
+
     def retry(self) -> None:
         now = self._clock()
         while self._waiting:

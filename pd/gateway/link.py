@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pd.errors import RejectedError
 from pd.gateway.continuity import Continuity, LinkOptions
 from pd.gateway.courier import Courier, Mailbox
-from pd.gateway.membership import Membership
+from pd.gateway.membership import Joined, Membership
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.slowlog import SlowLog
 from pd.gateway.stream import RunningRequest, StreamFailedError, TokenStream
@@ -213,11 +213,21 @@ class CellLink:
             case Peers():
                 self.membership.on_peers(message)
             case Welcome():
-                if self.membership.on_welcome(message):
-                    for running in self.running:
-                        self._continuity.resume_all(running, "the coordinator restarted")
+                self._on_welcome(message)
             case _:
                 log.warning("unexpected %s from %s", type(message).__name__, sender)
+
+    def _on_welcome(self, message: Welcome) -> None:
+        joined = self.membership.on_welcome(message)
+        if joined is Joined.AS_BEFORE:
+            return
+        log.warning("%s: %s", joined.value, f"{len(self._running)} requests")
+        self._courier.clear()
+        for running in self.running:
+            if joined is Joined.ANEW:
+                self._continuity.restate(running)
+            else:
+                self._continuity.resume_all(running, "the cell had given up its gateway")
 
     def _on_tokens(self, message: Tokens) -> None:
         now = self.clock()
@@ -229,7 +239,7 @@ class CellLink:
         for event in message.rows():
             running = running_of(event.request_id)
             if running is None:
-                self._on_orphan(event, now)
+                self._on_orphan(event, now, message.node)
                 continue
             events = running.record.on_token(event)
             if events:
@@ -260,17 +270,18 @@ class CellLink:
                 )
             )
 
-    def _on_orphan(self, event: TokenEvent, now: float) -> None:
+    def _on_orphan(self, event: TokenEvent, now: float, node: str) -> None:
         """A node still works for a request that has ended here: its Cancel was lost."""
         if now - self._retired.get(event.request_id, float("-inf")) > _RETIRED_S:
             self._retired[event.request_id] = now
-            self._courier.send(Cancel(event.request_id, (event.index,)))
+            self._courier.send(Cancel(event.request_id, (event.index,), node, event.attempt))
 
     def _on_admitted(self, message: Admitted) -> None:
         running = self._running.get(message.request_id)
         if running is None:
             return
         running.answer_by_s = None
+        running.record.on_admitted(message)
         if running.runs(message.indices, message.attempt):
             running.prefill, running.decode = message.prefill, message.decode
 

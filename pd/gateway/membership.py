@@ -7,6 +7,8 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
 
 from pd.gateway.courier import Mailbox
 from pd.messages import COORDINATOR, CellStatus, GatewayHello, Heartbeat, Peers, Welcome
@@ -17,10 +19,18 @@ log = logging.getLogger(__name__)
 NOT_JOINED = "the gateway has not joined the cell yet: the coordinator has not answered"
 
 
+class Joined(Enum):
+    """What a welcome means for the requests that run."""
+
+    AS_BEFORE = "the coordinator knows them"
+    ANEW = "the coordinator was started anew: they run, and it does not know them"
+    FORGOTTEN = "this gateway was given up meanwhile, and they with it"
+
+
 class Membership:
     """Says hello until welcomed, then sends heartbeats, and says hello again in a silence.
 
-    A coordinator that restarted answers the repeated hello with a new epoch.
+    A coordinator that was started anew answers with an epoch of its own that is new.
     """
 
     def __init__(
@@ -80,18 +90,24 @@ class Membership:
             return
         self._next_beat_s = now + self._heartbeat_s
         if not self.joined or self.silence_s > 4 * self._heartbeat_s:
-            self._mailbox.send(COORDINATOR, self._hello)
+            peers = tuple(peer for peer in self._peers.values() if peer.id != COORDINATOR)
+            hello = replace(self._hello, epoch=self._mailbox.epoch, peers=peers)
+            self._mailbox.send(COORDINATOR, hello)
         if self.joined:
             self._mailbox.send(COORDINATOR, Heartbeat(self.id))
 
-    def on_welcome(self, message: Welcome) -> bool:
-        """True if the coordinator has forgotten this gateway's requests: it is a new one."""
+    def on_welcome(self, message: Welcome) -> Joined:
+        known = self._peers[COORDINATOR]
         if message.id != self.id or message.incarnation != self._hello.incarnation:
-            return False
-        renewed = self.joined and message.epoch != self._mailbox.epoch
+            return Joined.AS_BEFORE
+        forgotten = self.joined and message.epoch != self._mailbox.epoch
+        anew = self.joined and message.coordinator != known.epoch
+        if message.coordinator != known.epoch:
+            self._peers[COORDINATOR] = known = replace(known, epoch=message.coordinator)
+            self._mailbox.connect(known)
         self._mailbox.epoch = message.epoch
         self.joined = True
-        return renewed
+        return Joined.FORGOTTEN if forgotten else Joined.ANEW if anew else Joined.AS_BEFORE
 
     def on_status(self, message: CellStatus) -> None:
         self.status = message

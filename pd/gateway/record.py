@@ -8,7 +8,9 @@ another socket, so positions may arrive out of order; here they leave in order, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from pd.messages import Admitted, Ongoing, Submit
 from pd.types import FinishReason, Request, TokenEvent, Work
 
 MAX_FRUITLESS_ATTEMPTS = 8
@@ -17,7 +19,9 @@ MAX_FRUITLESS_ATTEMPTS = 8
 class SequenceRecord:
     """One output stream: the tokens its client has, and which attempt may extend them."""
 
-    __slots__ = ("index", "tokens", "attempt", "finish", "early", "fruitless", "resumed_at")
+    __slots__ = (
+        "index", "tokens", "attempt", "finish", "early", "fruitless", "resumed_at", "admitted",
+    )  # fmt: skip
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -27,6 +31,7 @@ class SequenceRecord:
         self.early: dict[int, TokenEvent] = {}  # tokens ahead of the next one, by position
         self.fruitless = 0  # interruptions in a row without a token between them
         self.resumed_at = 0  # number of tokens at the last interruption
+        self.admitted: Admitted | None = None  # where its last admitted attempt runs
 
     def end(self, reason: FinishReason) -> None:
         if self.finish is None:
@@ -75,6 +80,35 @@ class RequestRecord:
             if 0 <= index < len(self.sequences)
             and len(self.sequences[index].tokens) == self.sequences[index].resumed_at
         )
+
+    def on_admitted(self, message: Admitted) -> None:
+        """The coordinator says where this runs."""
+        for index in message.indices:
+            if 0 <= index < len(self.sequences):
+                seq = self.sequences[index]
+                if seq.attempt == message.attempt:
+                    seq.admitted = message
+
+    def restate(self) -> list[Ongoing | Submit]:
+        """What a coordinator has to hear that knows nothing of this request: where its unfinished
+        sequences run, and once more the work of those that nobody has admitted."""
+        ongoing: dict[Admitted, list[int]] = {}
+        fresh: dict[int, list[int]] = {}  # by attempt
+        works: list[Work] = []
+        for seq in self.sequences:
+            if seq.finish is not None:
+                continue
+            if seq.admitted is not None and seq.admitted.attempt == seq.attempt:
+                ongoing.setdefault(seq.admitted, []).append(seq.index)
+            elif seq.resumed_at:
+                given = tuple(seq.tokens[: seq.resumed_at])
+                works.append(Work(self.request, (seq.index,), given, seq.attempt))
+            else:
+                fresh.setdefault(seq.attempt, []).append(seq.index)
+        for attempt, indices in fresh.items():
+            works.insert(0, Work(self.request, tuple(indices), (), attempt))
+        known = (Ongoing(replace(each, indices=tuple(i))) for each, i in ongoing.items())
+        return [*known, *(Submit(work) for work in works)]
 
     def on_token(self, event: TokenEvent) -> list[TokenEvent]:
         """Take one event; returns the tokens it makes deliverable, in order, often just it.

@@ -48,9 +48,10 @@ class NodeActor:
         """The shape of its blocks, and the id that Ray has for its host."""
         return self._process.layout(), ray.get_runtime_context().get_node_id()
 
-    def watch(self) -> None:
-        """Return when the node has stopped; a caller waiting here notices a dead process."""
-        self._ended.wait()
+    def watch(self, timeout_s: float) -> bool:
+        """Whether the node has stopped, at once when it has; a caller that waits here notices a
+        dead process."""
+        return self._ended.wait(timeout_s)
 
     def stop(self) -> None:
         self._stopping = True

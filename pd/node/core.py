@@ -22,6 +22,7 @@ from pd.messages import (
     AbortTransfer,
     Fetch,
     Granted,
+    Heartbeat,
     Interrupted,
     Message,
     PeerLost,
@@ -129,6 +130,8 @@ class NodeCore:
 
     # -------------------------------------------------------------- events in
     def on_message(self, sender: str, message: Message, now: float) -> None:
+        if isinstance(message, Heartbeat):
+            return
         self._reporter.changed()
         self._now = now
         if isinstance(message, StartPrefill):
@@ -155,6 +158,7 @@ class NodeCore:
         elif isinstance(message, PeerLost):
             for part in (self.prefill, self.decode, self.publisher, self.fetcher, self.server):
                 part.peer_lost(message.id, message.epoch)
+            self._gateway_lost(message.id)
         elif isinstance(message, Fetch):
             self.server.fetch(sender, message)
         elif isinstance(message, PutGranted):
@@ -350,6 +354,16 @@ class NodeCore:
     def _abort(self, message: Abort) -> None:
         self.prefill.abort(message)
         self.decode.abort(message)
+
+    def _gateway_lost(self, peer: str) -> None:
+        """If that was a gateway, nobody waits for what it asked for."""
+        ended = {
+            Abort(work.request.request_id, work.indices, work.attempt)
+            for work in (*self.prefill.works(), *self.decode.works())
+            if work.request.gateway == peer
+        }
+        for abort in sorted(ended, key=lambda each: (each.request_id, each.attempt)):
+            self._abort(abort)
 
     def _set_role(self, role: Role, *, migrate: bool) -> None:
         """What comes from now on is the coordinator's business; what is here may have to go."""

@@ -7,6 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from kvstore.transport.events import TransferEvent
@@ -14,11 +15,12 @@ from pd.mailbox import Mailbox
 from pd.messages import COORDINATOR, Message, NodeHello, PeerLost, Peers, Welcome
 from pd.node.blockmover import BlockMover
 from pd.outbox import CancelPush, Expect, Forget, Push, Send
-from pd.types import Peer
+from pd.types import Peer, Role
 
 log = logging.getLogger(__name__)
 
 _HELLO_S = 0.5  # between two hellos that nobody answers
+_SILENCE_S = 2.0  # of the coordinator, after which it may be another process: hello again
 _MAX_MESSAGES = 256  # handled before the work gets its turn again
 _MAX_WAIT_S = 0.5
 
@@ -28,6 +30,9 @@ class Core(Protocol):
 
     node_id: str
     epoch: int
+
+    @property
+    def role(self) -> Role: ...
 
     def on_message(self, sender: str, message: Message, now: float) -> None: ...
     def on_transfer(self, event: TransferEvent, now: float) -> None: ...
@@ -57,7 +62,10 @@ class MemberLoop(ABC, Generic[C]):
         self._hub = mover.hub
         self._hello = hello
         self._clock = clock
+        self._coordinator = coordinator
+        self._heard_s = clock()  # when the coordinator last said anything
         self._known: dict[str, Peer] = {}
+        self._unburied: dict[str, Peer] = {}  # no peers any more, and not known to be gone yet
         self._next_hello = 0.0
         self._stopping = threading.Event()
         mailbox.connect(coordinator)
@@ -76,9 +84,9 @@ class MemberLoop(ABC, Generic[C]):
             self._mover.poll(self._on_transfer)
             self._advance()
             now = clock()
-            if not core.epoch and now >= self._next_hello:
+            if now >= self._next_hello and (not core.epoch or now - self._heard_s >= _SILENCE_S):
                 self._next_hello = now + _HELLO_S
-                self._mailbox.send(COORDINATOR, self._hello)
+                self._say_hello()
             core.tick(now)
             for effect in core.drain():
                 self._do(effect)
@@ -101,6 +109,15 @@ class MemberLoop(ABC, Generic[C]):
     def _on_transfer(self, event: TransferEvent) -> None:
         self._core.on_transfer(event, self._clock())
 
+    def _say_hello(self) -> None:
+        """To whichever coordinator there is: one that was started anew has to learn who is here."""
+        core = self._core
+        hello = self._hello
+        if core.epoch:
+            peers = tuple({**self._unburied, **self._known}.values())
+            hello = replace(hello, role=core.role, epoch=core.epoch, peers=peers)
+        self._mailbox.send(COORDINATOR, hello)
+
     def _wait_s(self, now: float) -> float:
         due = self._core.next_tick() if self._core.epoch else self._next_hello
         return min(_MAX_WAIT_S, max(0.0, due - now))
@@ -114,11 +131,10 @@ class MemberLoop(ABC, Generic[C]):
             timeout_s = 0.0
 
     def _handle(self, sender: str, message: Message) -> None:
+        if sender == COORDINATOR:
+            self._heard_s = self._clock()
         if isinstance(message, Welcome):
-            if message.incarnation == self._hello.incarnation:
-                log.info("%s joined with epoch %d", message.id, message.epoch)
-                self._mailbox.epoch = self._core.epoch = message.epoch
-                self._hub.epoch = message.epoch
+            self._joined(message)
         elif isinstance(message, Peers):
             self._meet(message.peers)
         elif not self._core.epoch:
@@ -126,11 +142,26 @@ class MemberLoop(ABC, Generic[C]):
         else:
             if isinstance(message, PeerLost):
                 self._part(message.id, message.epoch)
+                unburied = self._unburied.get(message.id)
+                if unburied is not None and unburied.epoch <= message.epoch:
+                    del self._unburied[message.id]
             self._core.on_message(sender, message, self._clock())
+
+    def _joined(self, message: Welcome) -> None:
+        if message.incarnation != self._hello.incarnation:
+            return
+        if message.coordinator != self._coordinator.epoch:
+            self._coordinator = replace(self._coordinator, epoch=message.coordinator)
+            self._mailbox.connect(self._coordinator)
+        if message.epoch != self._core.epoch:
+            log.info("%s joined with epoch %d", message.id, message.epoch)
+            self._mailbox.epoch = self._core.epoch = message.epoch
+            self._hub.epoch = message.epoch
 
     def _meet(self, peers: tuple[Peer, ...]) -> None:
         present = {peer.id: peer for peer in peers if peer.id != self._core.node_id}
         for peer_id in self._known.keys() - present.keys():
+            self._unburied[peer_id] = self._known[peer_id]
             self._part(peer_id, self._known[peer_id].epoch)
         for peer_id, peer in present.items():
             if self._known.get(peer_id) != peer:

@@ -42,7 +42,8 @@ def test_work_goes_to_both_ends_of_a_hand_off(pair: Driver) -> None:
     nodes = pair.coordinator.members.nodes
     assert reserve == Reserve(work, start.transfer_id, "p0", nodes["p0"].epoch)
     assert start == StartPrefill(work, reserve.transfer_id, "d0", nodes["d0"].epoch)
-    assert pair.sent(Admitted) == [("g", Admitted("r", (0, 1), 0, "p0", "d0"))]
+    epochs = nodes["p0"].epoch, nodes["d0"].epoch
+    assert pair.sent(Admitted) == [("g", Admitted("r", (0, 1), 0, "p0", "d0", *epochs))]
 
 
 def test_a_mixed_node_gets_one_order() -> None:

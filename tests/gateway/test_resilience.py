@@ -197,7 +197,42 @@ def test_a_stream_outlives_a_silent_coordinator_only_so_long(text_model_dir: Pat
         assert front.http.get("/ready").status_code == 503
 
 
-def test_a_new_coordinator_gets_the_running_requests_again(front: Front) -> None:
+def test_a_new_coordinator_is_told_what_runs_and_given_the_rest(front: Front) -> None:
+    """One request runs, and goes on untouched; one was parked, and is submitted again."""
+    front.cell.script = lambda request, index: text_tokens(TEXT)
+    front.cell.step_s = 0.01
+
+    def restart() -> None:
+        hello = front.server.link.membership._hello
+        front.cell.silent = False
+        front.cell.say(Welcome(hello.gateway_id, hello.incarnation, front.cell.epoch, 9))
+
+    def later() -> None:
+        eventually(lambda: front.cell.emitted > 3)
+        front.cell.silent = True
+        waiting.start()
+        eventually(lambda: len(front.cell.works) > 1)
+        front.loop.call_soon_threadsafe(restart)
+
+    answers: list[str] = []
+
+    def ask() -> None:
+        answers.append(front.complete()["choices"][0]["text"])
+
+    waiting = threading.Thread(target=ask)
+    thread = threading.Thread(target=later)
+    thread.start()
+    assert front.complete()["choices"][0]["text"] == TEXT
+    thread.join()
+    waiting.join()
+    assert answers == [TEXT]
+    first, parked = front.cell.works[:2]
+    assert front.cell.works == [first, parked, parked]
+    (ongoing,) = front.cell.ongoing
+    assert ongoing.admitted.request_id == first.request.request_id
+
+
+def test_a_cell_that_gave_the_gateway_up_gets_its_requests_again(front: Front) -> None:
     front.cell.script = lambda request, index: text_tokens(TEXT)
     front.cell.step_s = 0.01
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from typing import Any
 
@@ -131,21 +132,35 @@ def test_gateway_killed(pd_cell: LiveCell) -> None:
     assert pd_cell.status()["gateway"]["pid"] != gateway
 
 
-def test_coordinator_killed(start_cell: Any) -> None:
-    """Nothing new is admitted; what runs goes on, and whoever waits for the cell is told."""
-    from pd.errors import PDError
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
+def test_coordinator_lost(pd_cell: LiveCell, number: signal.Signals) -> None:
+    """What runs goes on; what comes meanwhile waits; nobody else is replaced."""
+    running = requests(prompt_tokens=20, max_tokens=600)[:8]
+    later = requests(prompt_tokens=30, max_tokens=40)[:8]
+    expected = pd_cell.together(running), pd_cell.together(later)
+    pids = {row["id"]: row["pid"] for row in pd_cell.status()["nodes"]}
+    (coordinator,) = coordinators = ray_processes("CoordinatorActor")
+    assert len(coordinators) == 1, "one cell at a time"
+    late: list[Streamed] = []
 
-    before = {process.pid for process in ray_processes("CoordinatorActor")}
-    with start_cell(mixed=1) as cell:
-        body = {**requests(20, 600)[1]}
-        expected = cell.tokens(**body)
-        (coordinator,) = [
-            process for process in ray_processes("CoordinatorActor") if process.pid not in before
-        ]
-        (stream,) = cell.stream([body], all_have(10), coordinator.kill)
-        check_unharmed([stream], [expected])
-        with pytest.raises(PDError, match="the coordinator has died"):
-            cell.cluster.wait()
-        response = cell.http.post("/v1/completions", json=body)
-        assert response.status_code == 503
-        assert "coordinator" in response.json()["error"]["message"]
+    def ask() -> None:
+        late.extend(pd_cell.stream(later))
+
+    asking = threading.Thread(target=ask)
+
+    def fault() -> None:
+        coordinator.send_signal(number)
+        asking.start()
+
+    streams = pd_cell.stream(running, all_have(10), fault)
+    asking.join(timeout=WAIT_S)
+    check_unharmed(streams, expected[0])
+    check_unharmed(late, expected[1])
+    pd_cell.wait_idle()
+    assert {row["id"]: row["pid"] for row in pd_cell.status()["nodes"]} == pids
+    (now,) = ray_processes("CoordinatorActor")
+    assert now.pid != coordinator.pid
+    gaps = max(stream.longest_gap_s for stream in streams)
+    waits = max(stream.metrics["requests"][0]["ttft_s"] for stream in late)
+    print(f"\n{number.name} of the coordinator: streams stood still for {gaps:.1f} s at most, "
+          f"new requests waited {waits:.1f} s")  # fmt: skip

@@ -23,6 +23,7 @@ from pd.messages import (
     Heartbeat,
     Interrupted,
     Message,
+    Ongoing,
     Rejected,
     RoleChanged,
     Submit,
@@ -67,6 +68,7 @@ class FakeCell:
         self.role_refusal = ""
         self.cancels: list[Cancel] = []
         self.finished: list[Finished] = []
+        self.ongoing: list[Ongoing] = []
         self.running: set[tuple[str, int, int]] = set()
         self.emitted = 0
 
@@ -109,6 +111,8 @@ class FakeCell:
             self.cancels.append(message)
             for index in message.indices:
                 self.running = {r for r in self.running if r[:2] != (message.request_id, index)}
+        elif isinstance(message, Ongoing):
+            self.ongoing.append(message)
         elif isinstance(message, Finished):
             self.finished.append(message)
         return True
