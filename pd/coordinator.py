@@ -42,6 +42,7 @@ from pd.messages import (
     StartPrefill,
     Submit,
     UsePool,
+    Verify,
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
@@ -185,6 +186,8 @@ class Coordinator:
         others = restored and members.knows(hello) and members.learn(sender, hello.peers, now)
         for lost in (replaced, *(others or ())):
             self._lost(lost, "was replaced by a new process")
+        if restored and sender in members.nodes:
+            self._verify(sender)
         self._next_status = now
 
     def _block_events(self, sender: str, events: BlockEvents, now: float) -> None:
@@ -239,6 +242,15 @@ class Coordinator:
             if self.members.is_gone(node_id, epoch):
                 decodes = node_id == admitted.decode
                 self._interrupt_assigned(assignment, admitted.indices, "was lost", decodes=decodes)
+        if admitted.decode in self.members.nodes:
+            self.outbox.send(admitted.decode, Verify(gateway_id, admitted))
+
+    def _verify(self, node_id: str) -> None:
+        """A node is back that decodes what an earlier coordinator sent to it, or so it seems."""
+        for assignments in self._assigned.values():
+            for assignment in set(assignments.values()):
+                if not assignment.transfer_id and assignment.admitted.decode == node_id:
+                    self.outbox.send(node_id, Verify(assignment.gateway, assignment.admitted))
 
     def _place(self, work: Work, route: Route) -> None:
         request, placement = work.request, route.placement

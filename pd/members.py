@@ -74,7 +74,7 @@ class Members:
         if self._welcome_again(hello) or self._refuse(hello):
             return None
         lost = self._replace(hello)
-        if hello.epoch:
+        if hello.epoch and hello.role != "pool":
             self._roles[hello.node_id] = SetRole(hello.role)  # also of a process after this one
         elif hello.node_id in self._roles:  # what it was before it was started anew
             hello = replace(hello, role=self._roles[hello.node_id].role)

@@ -45,7 +45,7 @@ __all__ = [
     "Heartbeat", "Interrupted", "Message", "NodeHello", "Ongoing", "PeerLost", "Peers",
     "PrefillDone", "Put", "PutGranted", "Rejected", "Renew", "Resend", "Reserve", "RoleChanged",
     "SetRole", "Snapshot", "StartPrefill", "Started", "Stopped", "Submit", "SyncBlocks", "Tokens",
-    "UsePool", "Welcome",
+    "UsePool", "Verify", "Welcome",
 ]  # fmt: skip
 
 
@@ -73,6 +73,15 @@ class Ongoing:
     """What an earlier coordinator admitted and its gateway still waits for: a coordinator that was
     started anew hears of all of it before anything else."""
 
+    admitted: Admitted
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Interrupt what of this is not here, on the node that decodes it: the coordinator that gave
+    the order has ended, and the order may have been lost with it."""
+
+    gateway: str
     admitted: Admitted
 
 
@@ -353,7 +362,7 @@ Message = (
     | BlockEvents | SyncBlocks | UsePool | Put | PutGranted | Fetch
     | Beacon | Resend
     | SetRole | ChangeRole | RoleChanged | Drain | Draining
-    | Ongoing
+    | Ongoing | Verify
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -367,7 +376,7 @@ KINDS: dict[int, type] = dict(
             BlockEvents, SyncBlocks, UsePool, Put, PutGranted, Fetch,
             Beacon, Resend,
             SetRole, ChangeRole, RoleChanged, Drain, Draining,
-            Ongoing,
+            Ongoing, Verify,
         ),
         start=1,
     )

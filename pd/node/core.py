@@ -35,6 +35,7 @@ from pd.messages import (
     Stopped,
     SyncBlocks,
     UsePool,
+    Verify,
 )
 from pd.outbox import Effect, Outbox
 from pd.policies.chunk import chunk_tokens
@@ -146,6 +147,8 @@ class NodeCore:
             self.decode.prefill_done(sender, message, now)
         elif isinstance(message, Abort):
             self._abort(message)
+        elif isinstance(message, Verify):
+            self._verify(message)
         elif isinstance(message, AbortTransfer):
             self._abort_transfer(sender, message)
         elif isinstance(message, Stopped):
@@ -354,6 +357,22 @@ class NodeCore:
     def _abort(self, message: Abort) -> None:
         self.prefill.abort(message)
         self.decode.abort(message)
+
+    def _verify(self, message: Verify) -> None:
+        admitted = message.admitted
+        here = {
+            index
+            for work in (*self.prefill.works(), *self.decode.works())
+            if work.request.request_id == admitted.request_id and work.attempt >= admitted.attempt
+            for index in work.indices
+        }
+        missing = tuple(index for index in admitted.indices if index not in here)
+        if missing:
+            reason = f"{self.node_id} never heard of it, or has ended it"
+            self.outbox.send(
+                message.gateway,
+                Interrupted(admitted.request_id, missing, admitted.attempt, reason),
+            )
 
     def _gateway_lost(self, peer: str) -> None:
         """If that was a gateway, nobody waits for what it asked for."""

@@ -10,31 +10,36 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cell.checks import describe
 from cell.gateway import SimGateway
-from cell.network import NOBODY, Address, Channel, Copy, Network, Notice
+from cell.network import NOBODY, Address, Channel, Copy, Link, Network, Notice
 from cell.node import SimNode
-from cell.oracle import DAMAGED, OracleEngine
-from cell.pool import PoolPages, SimDisk, SimPool
-from kvstore.blocklog import BlockLog
-from kvstore.blocks import BlockPool
-from kvstore.pool.core import PoolCore, PoolLimits
+from cell.oracle import DAMAGED
+from cell.pool import SimDisk, SimPool
+from cell.processes import GATEWAY, heard, make_node, make_pool, say_hello
 from kvstore.pool.effects import DiskErase, DiskRead, DiskWrite
 from kvstore.transport.events import Arrived
 from pd.coordinator import Coordinator, CoordinatorLimits
-from pd.messages import COORDINATOR, ChangeRole, GatewayHello, Heartbeat, NodeHello, Peers, Welcome
-from pd.node.core import NodeCore, NodeLimits
-from pd.outbox import CancelPush, Expect, Forget, Kill, Push, Send
+from pd.messages import (
+    COORDINATOR,
+    ChangeRole,
+    GatewayHello,
+    Heartbeat,
+    NodeHello,
+    Peers,
+    Welcome,
+)
+from pd.node.core import NodeLimits
+from pd.outbox import ANY_PROCESS, CancelPush, Expect, Forget, Kill, Push, Send
 from pd.types import Request, Role
 
-GATEWAY = "gateway"
-LAYOUT = 0xFEED
 TIME_STEP_S = 0.1
 _TIME_WEIGHT = 0.15  # time passes rarely beside everything else: leases end when they should
-_CENTRE = Address(COORDINATOR, 1)
+_EPOCHS = 10_000  # between two coordinators: more than one of them gives
+_GUARD_S = 6.0  # after which a coordinator that hangs is ended
 
 Action = tuple[str, Any]
 
@@ -76,6 +81,9 @@ class Cell:
         self.coordinator = Coordinator(
             coordinator_limits or CoordinatorLimits(node_timeout_s=5.0, recovery_timeout_s=600.0)
         )
+        self.centre = Address(COORDINATOR, self.coordinator.limits.epoch)
+        self.centre_up = True
+        self.centre_frozen: float | None = None  # since when
         self.network = Network(self.rng)
         self.nodes: dict[str, Any] = {}  # SimNode or SimPool
         self.pool_pages, self.pool_slots = pool_pages, pool_slots
@@ -84,6 +92,8 @@ class Cell:
         self.kills: list[Kill] = []  # ordered by the coordinator, not carried out yet
         self.faults = faults or Faults()
         self.counts: Counter[str] = Counter()
+        self.slow: set[str] = set()  # processes that do things ten times as rarely
+        self.cuts: dict[frozenset[str], float] = {}  # links over which nothing comes until then
         self._num_incarnations = 0
         self._epochs: dict[Address, int] = {}
         self._processes: dict[tuple[str, int], Address] = {}  # by id and epoch
@@ -98,37 +108,14 @@ class Cell:
         """Start the gateway, or a new one in its place that knows nothing of the earlier."""
         address = self._new_address(GATEWAY)
         self.gateway = SimGateway(address, lambda message: self._post(address, message))
-        self._post(address, GatewayHello(GATEWAY, address.incarnation, {}))
+        self.gateway.link = Link(
+            GatewayHello(GATEWAY, address.incarnation, {}), self.centre, self.now
+        )
 
     def start_node(self, node_id: str) -> None:
-        role, address = self.roles[node_id], self._new_address(node_id)
-        if role == "pool":
-            self._start_pool(node_id, address)
-            return
-        pool = BlockPool(self.num_blocks, self.block_size, log=BlockLog())
-        core = NodeCore(node_id, role, pool, self.limits, LAYOUT)
-        engine = OracleEngine(self.num_blocks, self.block_size)
-        self.nodes[node_id] = SimNode(core, engine, address)
-        hello = NodeHello(
-            node_id, role, address.incarnation, {}, LAYOUT, self.num_blocks, self.block_size,
-            self.num_blocks * self.block_size, self.limits.max_num_seqs, 0, "sim",
-        )  # fmt: skip
-        self._post(address, hello)
-
-    def _start_pool(self, pool_id: str, address: Address) -> None:
-        limits = PoolLimits(
-            self.pool_pages, self.pool_slots, max_disk_writes=2, max_disk_reads=2,
-            lease_s=self.limits.lease_s, heartbeat_s=self.limits.heartbeat_s,
-        )  # fmt: skip
-        disk = self.disks.setdefault(pool_id, SimDisk())
-        core = PoolCore(pool_id, limits)
-        core.recovered(disk.recover())
-        self.nodes[pool_id] = SimPool(core, PoolPages(self.pool_pages), address, disk)
-        hello = NodeHello(
-            pool_id, "pool", address.incarnation, {}, LAYOUT, self.pool_pages, self.block_size,
-            0, 0, 0, "sim",
-        )  # fmt: skip
-        self._post(address, hello)
+        address = self._new_address(node_id)
+        make = make_pool if self.roles[node_id] == "pool" else make_node
+        self.nodes[node_id] = make(self, node_id, address)
 
     @property
     def pools(self) -> list[SimPool]:
@@ -141,16 +128,31 @@ class Cell:
         if isinstance(node, SimNode):
             self.counts["preemptions"] += node.core.decode.scheduler.preemptions
         self.network.died(node.address)
-        if noticed:
+        if noticed and self.centre_up:
             self.coordinator.on_process_lost(*node.address, self.now, "was killed")
             self._flush_coordinator()
 
     def kill_gateway(self) -> None:
         """The gateway dies, with every record it kept, and a new one starts."""
         self.network.died(self.gateway.address)
-        self.coordinator.on_process_lost(*self.gateway.address, self.now, "was killed")
+        if self.centre_up:
+            self.coordinator.on_process_lost(*self.gateway.address, self.now, "was killed")
         self.start_gateway()
         self._flush_coordinator()
+
+    def kill_coordinator(self) -> None:
+        """The coordinator dies, with all it knew; `start_coordinator` starts it anew."""
+        self.counts["coordinators lost"] += 1
+        self.network.died(self.centre)
+        self.kills.clear()
+        self.centre_up = False
+        self.centre_frozen = None
+
+    def start_coordinator(self) -> None:
+        limits = self.coordinator.limits
+        self.coordinator = Coordinator(replace(limits, epoch=limits.epoch + _EPOCHS))
+        self.centre = Address(COORDINATOR, self.coordinator.limits.epoch)
+        self.centre_up = True
 
     def freeze(self, node_id: str) -> None:
         """SIGSTOP: the process does nothing, and neither do its copies."""
@@ -185,7 +187,7 @@ class Cell:
         found: list[Action] = [
             ("deliver", channel)
             for channel in network.channels
-            if not self._frozen(channel.receiver)
+            if not self._frozen(channel.receiver) and not self._cut(*channel)
         ]
         for node_id, node in self.nodes.items():
             if not node.frozen:
@@ -194,9 +196,15 @@ class Cell:
                     found.append(("finish", node_id))
                 if isinstance(node, SimPool) and node.work:
                     found.append(("disk", node_id))
-        found.extend(("copy", copy) for copy in network.copies if not self._frozen(copy.sender))
         found.extend(
-            ("notify", notice) for notice in network.notices if not self._frozen(notice.to)
+            ("copy", copy)
+            for copy in network.copies
+            if not self._frozen(copy.sender) and not self._cut(copy.sender, copy.receiver)
+        )
+        found.extend(
+            ("notify", notice)
+            for notice in network.notices
+            if not self._frozen(notice.to) and not self._cut(notice.to, notice.sender)
         )
         found.extend(("kill", kill) for kill in self.kills)
         found.append(("time", None))
@@ -211,6 +219,8 @@ class Cell:
     def step(self) -> None:
         """Make a random one of them happen."""
         actions = self.actions()
+        if self.slow:
+            actions = [each for each in actions if not self._dawdles(each)]
         at = int(self.rng.random() * (len(actions) - 1 + _TIME_WEIGHT))
         self.act(*actions[at])
 
@@ -236,6 +246,11 @@ class Cell:
             if self.rng.random() < self.faults.drop:
                 self.counts["dropped"] += 1
                 return
+        if sender.id == COORDINATOR:
+            process = self.gateway if receiver.id == GATEWAY else self.nodes[receiver.id]
+            if sender.incarnation < process.link.centre.incarnation:
+                return  # from a coordinator known to be replaced
+            heard(self, process.link, receiver, message)
         if receiver.id == COORDINATOR:
             if self._epochs.get(sender, 0) == self._last_epoch.get(sender.id, 0) or isinstance(
                 message, NodeHello | GatewayHello
@@ -246,7 +261,7 @@ class Cell:
         if known.get(sender.id, 0) > self._epochs.get(sender, 0):
             return  # from a process known to be replaced
         if receiver.id == GATEWAY:
-            self.gateway.on_message(message)
+            self.gateway.on_message(message, self.now)
             return
         node = self.nodes[receiver.id]
         if isinstance(message, Welcome):
@@ -260,6 +275,7 @@ class Cell:
     def _do_turn(self, node_id: str) -> None:
         """A turn of the node's loop: its timers, and a new step if none is in flight."""
         node = self.nodes[node_id]
+        say_hello(self, node.link)
         node.core.tick(self.now)
         if node.plan is None:
             node.begin_step(self.now)
@@ -306,28 +322,35 @@ class Cell:
         self._flush_node(node)
 
     def _do_kill(self, kill: Kill) -> None:
-        """The supervisor ends the process behind an id, and starts a new one in its place.
-
-        As with an actor's handle, that may be a newer process than the order meant."""
+        """The supervisor ends the process behind an id, if it is the one that is meant, and
+        starts a new one in its place."""
         self.kills.remove(kill)
-        if kill.id == GATEWAY:
-            self.kill_gateway()
-        elif kill.id in self.nodes:
-            self.kill_node(kill.id)
+        behind = self.gateway if kill.id == GATEWAY else self.nodes.get(kill.id)
+        if behind is not None and kill.incarnation in (behind.address.incarnation, ANY_PROCESS):
+            if kill.id == GATEWAY:
+                self.kill_gateway()
+            else:
+                self.kill_node(kill.id)
         self.coordinator.on_process_lost(kill.id, kill.incarnation, self.now, "was killed")
         if kill.id in self.roles and kill.id not in self.nodes:
             self.start_node(kill.id)
 
     def _do_time(self, _: None) -> None:
         self.now += TIME_STEP_S
+        self.cuts = {link: until for link, until in self.cuts.items() if until > self.now}
+        say_hello(self, self.gateway.link)
         if self.gateway.address in self._epochs:
             self._post(self.gateway.address, Heartbeat(GATEWAY))
-        self.coordinator.tick(self.now)
+        if self.centre_frozen is not None and self.now - self.centre_frozen >= _GUARD_S:
+            self.kill_coordinator()
+            self.start_coordinator()
+        if self.centre_up and self.centre_frozen is None:
+            self.coordinator.tick(self.now)
         self.gateway.heal_gaps(self.now)
 
     # ------------------------------------------------------------ effects
     def _flush_coordinator(self) -> None:
-        while effects := self.coordinator.drain():
+        while self.centre_up and (effects := self.coordinator.drain()):
             for effect in effects:
                 if isinstance(effect, Kill):
                     self.kills.append(effect)
@@ -350,7 +373,7 @@ class Cell:
                 self.counts["refused"] += 1
                 self.coordinator.on_undeliverable(effect.to, message)
                 return
-        self.network.post(_CENTRE, address, message)
+        self.network.post(self.centre, address, message)
 
     def _flush_node(self, node: SimNode | SimPool) -> None:
         network = self.network
@@ -372,7 +395,8 @@ class Cell:
     def _post(self, sender: Address, message: Any, to: str = COORDINATOR) -> None:
         """Queue a message for the process that the sender believes is behind this id."""
         if to == COORDINATOR:
-            receiver = _CENTRE
+            process = self.gateway if sender.id == GATEWAY else self.nodes[sender.id]
+            receiver = process.link.centre
         else:
             epoch = self._peers_of(sender.id).get(to, 0)
             receiver = self._processes.get((to, epoch), Address(to, NOBODY))
@@ -388,11 +412,23 @@ class Cell:
         return self.gateway.peers if name == GATEWAY else self.nodes[name].peers
 
     def alive(self, process: Address) -> bool:
-        if process == _CENTRE or process == self.gateway.address:
+        if process == self.centre:
+            return self.centre_up
+        if process == self.gateway.address:
             return True
         return process.id in self.nodes and self.nodes[process.id].address == process
 
+    def _cut(self, one: Address, other: Address) -> bool:
+        return bool(self.cuts) and frozenset((one.id, other.id)) in self.cuts
+
+    def _dawdles(self, action: Action) -> bool:
+        """Whether this is a turn or step of a slow process that is not to be yet."""
+        kind, what = action
+        return kind in ("turn", "finish", "disk") and what in self.slow and self.rng.random() < 0.9
+
     def _frozen(self, process: Address) -> bool:
+        if process == self.centre:
+            return self.centre_frozen is not None
         return self.alive(process) and process.id in self.nodes and self.nodes[process.id].frozen
 
     def ready(self) -> bool:
@@ -404,7 +440,9 @@ class Cell:
         """Every request has ended, every node is idle and the coordinator knows it."""
         coordinator = self.coordinator
         return (
-            all(record.finished for record in self.gateway.records.values())
+            self.centre_up
+            and not coordinator.members.absent
+            and all(record.finished for record in self.gateway.records.values())
             and all(node.idle for node in self.nodes.values())
             and not coordinator._assigned
             and not coordinator._parked

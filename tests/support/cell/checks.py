@@ -16,7 +16,16 @@ def check_pages(cell: Cell) -> None:
     into which a write is under way belongs to the hand-off that it is for."""
     for node in cell.nodes.values():
         node.check()
+    check_copies(cell)
+    for pool in cell.pools:
+        _check_content(cell, pool)
+
+
+def check_copies(cell: Cell, touched: str | None = None) -> None:
+    """Assert that what copies (those to or from this process) read and write is held for them."""
     for copy in cell.network.copies:
+        if touched is not None and touched not in (copy.sender.id, copy.receiver.id):
+            continue
         push, sender = copy.push, cell.nodes[copy.sender.id]
         assert set(push.src) <= sender.reads(push.transfer_id), (
             f"blocks {push.src} of {copy.sender.id} are read by a copy, but not held for it"
@@ -27,8 +36,15 @@ def check_pages(cell: Cell) -> None:
                 f"pages {push.dst} of {copy.receiver.id} may be written, but are not held for "
                 f"transfer {push.transfer_id}"
             )
-    for pool in cell.pools:
-        _check_content(cell, pool)
+
+
+def check_tokens(cell: Cell) -> None:
+    """Assert that what clients have so far is what the model draws."""
+    for request_id, record in cell.gateway.records.items():
+        for seq in record.sequences:
+            if seq.tokens:
+                expected = expected_tokens(record.request, seq.index)
+                assert seq.tokens == expected[: len(seq.tokens)], (request_id, seq.index)
 
 
 def _check_content(cell: Cell, pool: SimPool) -> None:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cell.network import Address
+from cell.network import Address, Link
 from pd.gateway.record import RequestRecord
-from pd.messages import Cancel, CellStatus, Finished, Interrupted, Peers, Rejected, Submit, Tokens
+from pd.messages import (
+    Admitted,
+    Cancel,
+    CellStatus,
+    Finished,
+    Interrupted,
+    Peers,
+    Rejected,
+    Submit,
+    Tokens,
+    Welcome,
+)
 from pd.types import FinishReason, Request
 
 TOKEN_WAIT_S = 1.0  # a token that others overtook by this much was lost
@@ -18,6 +29,9 @@ class SimGateway:
 
     def __init__(self, address: Address, send: Callable[[Any], None]) -> None:
         self.address = address
+        self.link: Link  # set by the cell
+        self._centre: tuple[int, int] | None = None  # own epoch and the coordinator's
+        self._told: dict[tuple[str, int], float] = {}  # when a node was last told to stop
         self.peers: dict[str, int] = {}
         self.records: dict[str, RequestRecord] = {}
         self.rejected: dict[str, Rejected] = {}
@@ -45,9 +59,15 @@ class SimGateway:
             self.stopped.add((request_id, index))
             self._send(Cancel(request_id, (index,)))
 
-    def on_message(self, message: Any) -> None:
+    def on_message(self, message: Any, now: float) -> None:
         if isinstance(message, Tokens):
-            self._on_tokens(message)
+            self._on_tokens(message, now)
+        elif isinstance(message, Welcome):
+            self._on_welcome(message)
+        elif isinstance(message, Admitted):
+            record = self.records.get(message.request_id)
+            if record is not None:
+                record.on_admitted(message)
         elif isinstance(message, Interrupted):
             record = self.records.get(message.request_id)
             if record is None:
@@ -75,10 +95,29 @@ class SimGateway:
                 if now - self._gaps.setdefault(where, now) > TOKEN_WAIT_S:
                     self._resume(record, (index,), seq.attempt, "a token was lost")
 
-    def _on_tokens(self, message: Tokens) -> None:
+    def _on_welcome(self, message: Welcome) -> None:
+        known, self._centre = self._centre, (message.epoch, message.coordinator)
+        if known == self._centre:
+            return
+        for record in self.records.values():
+            if known is None or known[0] == message.epoch:  # None: clients asked too early
+                for each in record.restate():
+                    self._send(each)
+                continue
+            attempts = {record.sequences[i].attempt for i in record.unfinished}
+            for attempt in sorted(attempts, reverse=True):
+                self._resume(record, record.unfinished, attempt, "was given up")
+
+    def _on_tokens(self, message: Tokens, now: float) -> None:
         for event in message.rows():
             record = self.records.get(event.request_id)
             if record is None:  # of the gateway that was here before
+                continue
+            if record.finished:
+                if now - self._told.get((event.request_id, event.index), -1.0) >= 1.0:
+                    self._told[event.request_id, event.index] = now
+                    cancel = Cancel(event.request_id, (event.index,), message.node, event.attempt)
+                    self._send(cancel)
                 continue
             before = record.unfinished
             record.on_token(event)

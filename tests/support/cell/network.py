@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kvstore.transport.events import Pushed
+from pd.messages import GatewayHello, NodeHello
 from pd.outbox import Push
+from pd.types import Peer
 
 
 class Address(NamedTuple):
@@ -30,6 +32,21 @@ NOBODY = -1  # the incarnation of a process that the sender knows by an old epoc
 class Channel(NamedTuple):
     sender: Address
     receiver: Address
+
+
+@dataclass
+class Link:
+    """What a process knows of the coordinator and of the others, as its loop keeps it.
+
+    `centre` is the coordinator that welcomed it last, `peers` those that it would name to another.
+    """
+
+    hello: NodeHello | GatewayHello
+    centre: Address
+    heard: float
+    next_hello: float = 0.0
+    epoch: int = 0
+    peers: dict[str, Peer] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cell.network import Address
+from cell.network import Address, Link
 from cell.oracle import OracleEngine
 from pd.node.core import NodeCore
 from pd.outbox import Expect
@@ -25,6 +25,7 @@ class SimNode:
     tables: dict[int, list[int]] = field(default_factory=dict)
     peers: dict[str, int] = field(default_factory=dict)
     frozen: bool = False
+    link: Link = field(init=False)
 
     @property
     def idle(self) -> bool:

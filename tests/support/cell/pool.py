@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cell.network import Address
+from cell.network import Address, Link
 from cell.oracle import DAMAGED
 from kvstore.pool.core import PoolCore
 from kvstore.pool.effects import DiskEffect, DiskErase, DiskOutcome, DiskWrite
@@ -40,6 +40,7 @@ class SimPool:
     work: list[DiskEffect] = field(default_factory=list)
     peers: dict[str, int] = field(default_factory=dict)
     frozen: bool = False
+    link: Link = field(init=False)
     plan: None = None
 
     @property
