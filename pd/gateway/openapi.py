@@ -37,7 +37,7 @@ _ERRORS: Mapping[int, str] = {
     429: "Too much is waiting, a target would be missed, or the tenant is over its rate",
     500: "The cell could not finish what it accepted",
     503: "The cell cannot serve now",
-    504: "No node went on with it in recovery_timeout_s",
+    504: "No node went on with it for a long time",
 }
 _RETRY = {
     "retry-after": {"description": "Seconds to wait", "schema": {"type": "string"}},
