@@ -17,7 +17,16 @@ from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, last_line
 from pd.config import Config
 from pd.errors import PDError
 from pd.messages import COORDINATOR, CellStatus
-from pd.placement import check_bind, check_resources, check_room, connect, free_port, here
+from pd.placement import (
+    await_hosts,
+    check_bind,
+    check_resources,
+    check_room,
+    connect,
+    free_port,
+    here,
+    pool_homes,
+)
 from pd.processes import RESTART_S, Basis, Processes
 from pd.sockets import is_loopback
 from pd.supervisor import CoordinatorActor, CoordinatorLaunch
@@ -86,6 +95,7 @@ class Cluster:
         cluster_id = secrets.randbits(63) | 1
         # On the loopback interface the random cluster id alone keeps strangers' messages out.
         secret = None if is_loopback(cluster.bind) else secrets.token_hex(32)
+        await_hosts(config, progress, deadline)
         check_resources(config)
         control_port = check_bind(cluster.bind)
         port = config.gateway.port or free_port(config.gateway.host, "host")
@@ -110,7 +120,7 @@ class Cluster:
             progress(f"loading the model into {node_id}")
             get(handle.loaded.remote(), deadline)
         if config.pool.pool_dram_gib > 0 and config.cache.prefix_cache:
-            homes = sorted(processes.homes(deadline).items())
+            homes = sorted(pool_homes(processes.homes(deadline)).items())
             pools = [
                 processes.start_pool(config, f"pool-{i}", host, layout)
                 for i, (host, layout) in enumerate(homes)

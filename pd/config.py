@@ -163,6 +163,12 @@ class ClusterConfig(Section):
     address: str | None = option(
         None, "Ray cluster to run on: 'auto' or HOST:PORT joins one; not set starts one here"
     )
+    min_hosts: int = option(
+        1,
+        "hosts, the head included, that the Ray cluster must have before a server starts there; "
+        "'ray up' returns before they have joined",
+        minimum=1,
+    )
     bind: str = option(
         "127.0.0.1",
         "where the sockets between processes listen: an IP address, or on several hosts the "

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
@@ -20,6 +21,9 @@ from pd.errors import ConfigError, PDError
 from pd.types import Role
 
 _REACH_S = 5.0
+_JOIN_POLL_S = 0.5
+
+T = TypeVar("T")
 
 
 def connect(config: Config, progress: Callable[[str], None]) -> bool:
@@ -105,6 +109,31 @@ def on_host_of(node_id: str) -> dict[str, Any]:
     return {"resources": {f"node:{node['NodeManagerAddress']}": 1e-4}}
 
 
+def pool_homes(homes: Mapping[str, T]) -> dict[str, T]:
+    """Where pools run, and the shape of their blocks: on every host that has nodes, which `homes`
+    are, unless hosts were started with `pd_pool` among their `--resources`; then on these."""
+    offered = [
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and "pd_pool" in node["Resources"]
+    ]
+    shapes = list(homes.values())
+    return dict.fromkeys(offered, shapes[0]) if offered and shapes else dict(homes)
+
+
+def await_hosts(config: Config, progress: Callable[[str], None], deadline: float) -> None:
+    """Until as many hosts have joined Ray as `cluster.min_hosts` says; PDError if they do not."""
+    wanted, told = config.cluster.min_hosts, -1
+    while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+        if time.monotonic() > deadline:
+            raise PDError(
+                f"{there} of {wanted} hosts joined the Ray cluster within start_timeout_s: look at "
+                "the others' 'ray start', or set a smaller cluster.min_hosts"
+            )
+        if there != told:
+            progress(f"waiting for hosts: {there} of {wanted} have joined Ray")
+            told = there
+        time.sleep(_JOIN_POLL_S)
+
+
 def free_port(address: str, option: str) -> int:
     """A port of this host that is free now; ConfigError if the address is not this host's.
 
@@ -141,13 +170,18 @@ def needs_of(config: Config) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus}
 
 
+def place_name(role: Role) -> str:
+    """The resource by which a host says that it has room for nodes of this role."""
+    return f"pd_{role}"
+
+
 def place_of(role: Role) -> dict[str, float]:
     """The resources that keep a node of this role to the hosts that offer room for it.
 
     `ray start --resources '{"pd_prefill": 2}'` makes a host one for two prefill nodes. A role
     that no host speaks of may run anywhere.
     """
-    name = f"pd_{role}"
+    name = place_name(role)
     return {name: 1.0} if name in ray.cluster_resources() else {}
 
 
@@ -156,11 +190,12 @@ def check_resources(config: Config) -> None:
     total = ray.cluster_resources()
     for role in ("prefill", "decode", "mixed"):
         count = getattr(config.cluster, role)
-        room = total.get(f"pd_{role}", count)
+        name = place_name(role)
+        room = total.get(name, count)
         if count > room:
             raise ConfigError(
                 f"{count} {role} nodes are wanted and the Ray cluster's hosts have room for "
-                f"{room:g} (pd_{role} in the --resources of 'ray start'): start fewer, or make room"
+                f"{room:g} ({name} in the --resources of 'ray start'): start fewer, or make room"
             )
     for name, each in needs_of(config).items():
         wanted, has = each * config.cluster.num_nodes, total.get(name, 0.0)

@@ -152,13 +152,13 @@ def two_hosts() -> Iterator[Hosts]:
         for number, side in enumerate(SIDES, 1):
             host = Host(f"pd-host-{number}", f"{NETWORK}.{number}")
             stack.callback(host.close)
-            _join(host, link.pid, side)
+            join(host, link.pid, side)
             hosts.append(host)
         link.plain()
         yield Hosts(hosts[0], hosts[1], link)
 
 
-def _join(host: Host, switch: int, side: str) -> None:
+def join(host: Host, switch: int, side: str) -> None:
     """A veth pair: one end in the switch's namespace, the other is the host's interface."""
     subprocess.run(
         ["ip", "link", "add", side, "netns", str(switch), "type", "veth",
