@@ -56,11 +56,15 @@ def baselines(problem: Problem, kind: str) -> dict[str, list[Candidate]]:
     for share in SPLITS:
         prefill = max(1, min(nodes - 1, round(share * nodes)))
         groups = Group("prefill", prefill, kind), Group("decode", nodes - prefill, kind)
-        options = {"max_num_batched_tokens": 8192, "block_size": BLOCK, "disaggregate": "always"}
+        options = {"max_num_batched_tokens": 8192, "block_size": BLOCK, "disaggregate": "always",
+                   "chunk_sizes": "fixed"}  # fmt: skip
         made[f"static {prefill}P+{nodes - prefill}D"] = [Candidate.of(groups, options)]
     mixed = (Group("mixed", nodes, kind),)
     made["mixed, best chunk"] = [
-        Candidate.of(mixed, {"max_num_batched_tokens": chunk, "block_size": BLOCK})
+        Candidate.of(
+            mixed,
+            {"max_num_batched_tokens": chunk, "block_size": BLOCK, "chunk_sizes": "fixed"},
+        )
         for chunk in CHUNKS
     ]
     return made

@@ -40,16 +40,24 @@ BETWEEN = LogNormal(6000, 0.6, 16000), LogNormal(500, 0.6, 2000)
 LONG_PROMPTS = LogNormal(8000, 0.6, 16000), LogNormal(60, 0.6, 300)
 LONG_ANSWERS = LogNormal(800, 0.6, 4000), LogNormal(800, 0.6, 3000)
 MAX_SEQS = 512
+CHUNKS = (256, 512, 8192)  # of mixed nodes that do not choose by themselves
 _Job = tuple[dict[str, Any], Workload, dict[str, Any]]
 
 
 def splits(num_nodes: int) -> dict[str, dict[str, Any]]:
     """Every way to serve with so many nodes whose roles stay, and the one that balances."""
+    fixed = {"chunk_sizes": "fixed"}
     found: dict[str, dict[str, Any]] = {
-        f"{p}P{num_nodes - p}D": {"prefill": p, "decode": num_nodes - p}
+        f"{p}P{num_nodes - p}D": {
+            "prefill": p, "decode": num_nodes - p, "disaggregate": "always", **fixed,
+        }
         for p in range(1, num_nodes)
+    }  # fmt: skip
+    mixed = {"prefill": 0, "decode": 0, "mixed": num_nodes, **fixed}
+    found |= {
+        f"mixed x {num_nodes}, chunks of {chunk}": {**mixed, "max_num_batched_tokens": chunk}
+        for chunk in CHUNKS
     }
-    found[f"mixed x {num_nodes}"] = {"prefill": 0, "decode": 0, "mixed": num_nodes}
     half = num_nodes // 2
     found["balanced"] = {"prefill": half, "decode": num_nodes - half, "balance": True}
     return found
