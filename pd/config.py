@@ -197,6 +197,14 @@ class ClusterConfig(Section):
     node_timeout_s: float = option(
         10.0, "seconds of silence after which a process counts as lost", minimum=0.1
     )
+    slow_node_factor: float = option(
+        5.0,
+        "a node whose steps take so many times as long as its peers' gets no new work; 0 is off",
+        minimum=0.0,
+    )
+    slow_node_retry_s: float = option(
+        30.0, "seconds until a slow node is tried again, doubled while it is slow", minimum=0.1
+    )
     recovery_timeout_s: float = option(
         120.0, "seconds that interrupted work waits for a lost node to be back", minimum=0.0
     )

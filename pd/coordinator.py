@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from pd.assignment import Assignment, Parked
 from pd.balancer import Balancer
+from pd.health import Health
 from pd.holders import Holders
-from pd.member import Absent, Gateway, Member, Node
+from pd.member import Absent, Gateway, Member, Node, in_order
 from pd.members import Members
 from pd.messages import (
     COORDINATOR,
@@ -47,6 +47,7 @@ from pd.messages import (
 from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
+from pd.policies.breaker import BreakerOptions
 from pd.policies.candidate import Candidate
 from pd.policies.early_reject import reject_early
 from pd.policies.fit import fits, never_fits
@@ -76,6 +77,7 @@ class CoordinatorLimits:
     admission_margin: float = 1.0
     balance: BalanceOptions | None = None
     epoch: int = 1
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
 
 
 class Coordinator:
@@ -87,6 +89,7 @@ class Coordinator:
         self.holders = Holders(self.outbox)
         self.members = Members(self.outbox, limits.node_timeout_s, self.holders, limits.epoch)
         self.router = Router(limits.router, self.members, self.holders)
+        self.health = Health(limits.breaker, self.members, self.outbox)
         self._balancer: Balancer | None = None
         if limits.balance is not None:
             self._balancer = Balancer(limits.balance, self.members, self.outbox)
@@ -100,6 +103,7 @@ class Coordinator:
     def on_message(self, sender: str, message: Message, now: float) -> None:
         self.members.heard_of(sender, now)
         if isinstance(message, Snapshot):
+            self.health.observe(sender, message.snapshot, now)
             self.members.on_snapshot(sender, message.snapshot)
             self.router.reported(sender)
         elif isinstance(message, BlockEvents):
@@ -158,6 +162,7 @@ class Coordinator:
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
             self._next_status = now
         self.members.tick(now)
+        self.health.tick(now)
         for node in self.members.to_empty(now):
             self._interrupt_all(node, "is to be removed")
         if self._balancer is not None and self._balancer.tick(now) is not None:
@@ -219,7 +224,8 @@ class Coordinator:
 
     def _start(self, work: Work, query: Query) -> bool:
         """Place it, or refuse what is new and too much; False if there is no node for it."""
-        route = self.router.route(query, self._candidates(work))
+        route = self.router.route(query, self._candidates(work, slow=False))
+        route = route or self.router.route(query, self._candidates(work))
         if route is None:
             return False
         overload = None if work.attempt else self._overload(work.request, route)
@@ -265,6 +271,7 @@ class Coordinator:
         assignment = Assignment(request.gateway, transfer_id, admitted)
         assignments.update(dict.fromkeys(work.indices, assignment))
         self.router.sent(route, work, transfer_id)
+        self.health.sent(prefill, decode)
         if self._balancer is not None:
             self._balancer.sent(prefill.id, route.work_s)
         if decode is not prefill:
@@ -382,11 +389,12 @@ class Coordinator:
         self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
 
     # -------------------------------------------------------------- views
-    def _candidates(self, work: Work | None = None) -> list[Candidate]:
+    def _candidates(self, work: Work | None = None, *, slow: bool = True) -> list[Candidate]:
         """The nodes as routing sees them; with `work`, those that can hold it."""
         return [
             node.candidate()
             for node in self.members.serving
+            if slow or self.health.works(node)
             if work is None or fits(node.hello, work, prefill=node.hello.role == "prefill")
         ]
 
@@ -416,7 +424,7 @@ class Coordinator:
         missing = self.members.missing()
         nodes: list[Mapping[str, str | int | float | bool]] = [
             {**node.describe(now), "directory_blocks": self.holders.directory.num_blocks(node.id)}
-            for node in sorted(self.members.nodes.values(), key=_in_order)
+            for node in sorted(self.members.nodes.values(), key=in_order)
         ]
         lens = [node.hello.max_model_len for node in self.members.serving]
         return CellStatus(
@@ -436,8 +444,3 @@ class Coordinator:
             "requests": prefix.count,
             "holders": ", ".join(sorted(holders)),
         }
-
-
-def _in_order(node: Node) -> tuple[int, int, str]:
-    """Where a node stands in a list of them: not where its start happened to end."""
-    return get_args(Role).index(node.hello.role), len(node.id), node.id

@@ -9,6 +9,7 @@ from pd.config import Config, Device
 from pd.coordinator import CoordinatorLimits
 from pd.node.core import NodeLimits
 from pd.policies.balance import BalanceOptions
+from pd.policies.breaker import BreakerOptions
 from pd.policies.order import OrderPolicy
 from pd.router import RouterOptions
 
@@ -29,6 +30,7 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
         admission=cluster.admission,
         admission_margin=cluster.admission_margin,
         balance=balance_options(config),
+        breaker=BreakerOptions(cluster.slow_node_factor, cluster.slow_node_retry_s),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import get_args
 
 from pd.messages import GatewayHello, NodeHello, UsePool
 from pd.outbox import ANY_PROCESS, Kill
+from pd.policies.breaker import Circuit
 from pd.policies.candidate import Candidate
 from pd.policies.pace import Pace
 from pd.policies.pools import Site
@@ -67,6 +69,7 @@ class Node:
     pace: Pace = field(default_factory=Pace)
     former: Role | None = None  # its role before a change that is under way
     leaving: Leaving | None = None
+    circuit: Circuit = Circuit.CLOSED  # as `pd.health` has it
     _candidate: Candidate | None = None
 
     @property
@@ -84,6 +87,8 @@ class Node:
         if self.leaving is not None:
             idle, heard = self.leaving.idle_since, self.last_heard
             return "drained" if idle is not None and heard - idle >= EMPTY_S else "leaving"
+        if self.circuit is not Circuit.CLOSED:
+            return str(self.circuit.value)
         return "ready" if self.settled else "changing"
 
     def peer(self) -> Peer:
@@ -232,3 +237,8 @@ class Absent:
 
 
 Member = Node | Gateway | Absent
+
+
+def in_order(node: Node) -> tuple[int, int, str]:
+    """Where a node stands in a list of them: not where its start happened to end."""
+    return get_args(Role).index(node.hello.role), len(node.id), node.id

@@ -57,6 +57,7 @@ PURE = (
     "pd/member.py",
     "pd/members.py",
     "pd/rollout.py",
+    "pd/health.py",
     "pd/holders.py",
     "pd/popular.py",
     "pd/promises.py",
