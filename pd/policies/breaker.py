@@ -1,7 +1,7 @@
 """A circuit breaker for one node: too slow for what it runs, and it gets no new work for a while.
 
     CLOSED  --- as many slow steps in a row as it takes --->  OPEN
-    OPEN    --- its time is over ------------------------->   HALF_OPEN: one prompt at a time tries it
+    OPEN    --- its time is over ---------------------->   HALF_OPEN: a prompt at a time tries it
     HALF_OPEN --- a few steps as fast as they should be --->  CLOSED
     HALF_OPEN --- a slow one ----------------------------->   OPEN, for twice as long
 
