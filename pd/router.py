@@ -126,7 +126,7 @@ class Router:
         decode = next(node for node in nodes if node.node_id == placement.decode)
         costs = typical.of(start.snapshot)
         found = coverage.get(start.layout, Coverage())
-        work_s = predict(start, prompt).work_s
+        work_s = predict(start, prompt).compute_s
         return Route(
             query,
             placement,

@@ -31,7 +31,16 @@ from pd.workload.load import load_workload
 
 COST = "llama-3.1-70b-h100-tp4"
 TRACES = ("conversation", "synthetic")
-POLICIES = ("cache_aware", "affinity", "least_loaded", "round_robin")
+# What is compared, and the options it means. Blocks spread over nodes by being fetched.
+POLICIES: dict[str, dict[str, Any]] = {
+    "cache_aware": {},
+    "cache_aware, no fetch": {"fetch": False},
+    "affinity": {"routing": "affinity"},
+    "least_loaded": {"routing": "least_loaded"},
+    "least_loaded, no fetch": {"routing": "least_loaded", "fetch": False},
+    "round_robin": {"routing": "round_robin"},
+}
+PER_HOST = 2  # nodes of 4 GPUs
 BLOCK_SIZE = 256
 CHUNK = 8192
 
@@ -44,10 +53,11 @@ def at_load(workload: Workload, cost: CostModel, num_prefill: int, load: float) 
 
 def run_cell(workload: Workload, cost: CostModel, num_prefill: int, policy: str) -> dict[str, Any]:
     config = Config.from_dict(
-        None, prefill=num_prefill, decode=num_prefill, block_size=BLOCK_SIZE, routing=policy,
+        None, prefill=num_prefill, decode=num_prefill, block_size=BLOCK_SIZE,
         max_num_batched_tokens=CHUNK, max_waiting_requests=1_000_000, pool_dram_gib=0,
+        **POLICIES[policy],
     )  # fmt: skip
-    result = simulate(cell_spec(config, Hardware(cost)), workload)
+    result = simulate(cell_spec(config, Hardware(cost, per_host=PER_HOST)), workload)
     summary = result.summary()
     return {
         "ok": summary.num_ok,
@@ -69,7 +79,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4000, help="of each trace, the first")
     parser.add_argument("--prefill", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.7, 0.9])
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "sim_routing.json")
     args = parser.parse_args()
     cost = library.find(COST)

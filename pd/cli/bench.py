@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pd.cli.arguments import DEFAULT_URL, add_client_flags, server_url
-from pd.cli.files import write_text
+from pd.cli.files import check_writable, write_text
 from pd.cli.workload import add_slo_flags, add_workload_flags, slo_of, workload_spec
 from pd.errors import ConfigError
 
@@ -123,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None and args.report.suffix not in (".html", ".svg"):
         raise ConfigError(f"--report {args.report}: the name must end in .html or .svg")
     for path in (args.json, args.record, args.report):
-        _check_writable(path)
+        check_writable(path)
     rates = _rates(args.rates)
     plan = None
     if args.search:
@@ -333,14 +332,3 @@ def _second_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--compare {text}: that is not a server's URL, such as {DEFAULT_URL}")
     return text
-
-
-def _check_writable(path: Path | None) -> None:
-    """Before minutes of measuring rather than after."""
-    if path is None:
-        return
-    folder = path.parent
-    if path.is_dir() or (folder.is_dir() and not os.access(folder, os.W_OK)):
-        raise ConfigError(f"cannot write {path}: it is a folder, or its folder cannot be written")
-    if not folder.is_dir():
-        raise ConfigError(f"cannot write {path}: there is no folder {folder}")

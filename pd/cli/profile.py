@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pd.cli.cell import table
+from pd.cli.files import check_writable
 from pd.cli.load import check_model_dir
 from pd.cost.store import save_samples
 from pd.node.profiling import ProfileOptions, profile
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
+    for path in (args.out, args.samples):
+        check_writable(path)
     options = ProfileOptions(
         _directory(args.model), args.device, args.dtype, args.load_format, links=args.links,
         **{name: getattr(args, name) for name, _, _ in _FLAGS},

@@ -78,6 +78,11 @@ def add_parser(commands: Any) -> None:
         help="between hosts (default: the cost model's path rdma, tcp or nccl)",
     )  # fmt: skip
     group.add_argument(
+        "--sharing", type=Path, metavar="FILE",
+        help="what nodes of one host cost each other, as scripts/measure_sharing.py measures it "
+        "(default: nothing)",
+    )  # fmt: skip
+    group.add_argument(
         "--jitter", type=float, default=0.0, metavar="X",
         help="standard deviation of a step's duration, as a share of it (default: 0)",
     )  # fmt: skip
@@ -135,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 def _hardware(args: argparse.Namespace) -> Hardware:
     from pd.cost import library
     from pd.cost.model import Link
+    from pd.cost.sharing import Sharing
     from pd.sim.build import Hardware
 
     def link(flag: str, gbs: float | None, latency_s: float) -> Link | None:
@@ -150,6 +156,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
         args.nodes_per_host,
         far=link("--far-gbs", args.far_gbs, 50e-6),
         near=link("--near-gbs", args.near_gbs, 20e-6),
+        sharing=None if args.sharing is None else Sharing.load(args.sharing),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pd.cli.arguments import add_config_flags, config_flags
 from pd.cli.cell import console, table
-from pd.cli.files import write_text
+from pd.cli.files import check_writable, write_text
 from pd.cli.simulate import CONFIGURED
 from pd.cli.workload import add_slo_flags, add_workload_flags, slo_of, workload_spec
 from pd.config import Config, ModelConfig
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LAYOUT = {"prefill", "decode", "mixed"}
 _REQUESTS = 4000  # of a workload without an end of its own
 _SHOWN = 12
+_CONFIG, _RESULT, _REPORT = "config.yaml", "result.json", "report.html"
 
 DESCRIPTION = """\
 Search layouts (prefill and decode nodes, mixed nodes, both), GPUs a node, sizes of steps and blocks
@@ -64,6 +65,11 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="that share fast links (default: 8)",
     )
+    group.add_argument(
+        "--sharing", type=Path, metavar="FILE",
+        help="what nodes of one host cost each other, as scripts/measure_sharing.py measures it "
+        "(default: nothing)",
+    )  # fmt: skip
     group.add_argument(
         "--families", default="mixed,split,hybrid", metavar="LIST",
         help="which of mixed, split (prefill and decode nodes) and hybrid (all three) to try "
@@ -105,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = args.jobs or len(os.sched_getaffinity(0))
     seconds = 60.0 * args.minutes
     deadline = time.monotonic() + 0.95 * seconds
-    _make_folder(args.out)
+    for name in (_CONFIG, _RESULT, _REPORT):
+        check_writable(args.out / name)
     with Workers(problem, jobs) as workers, _Bars() as bars:
         searched = Search(problem, workers, seconds, bars.update).run()
         studied = study(problem, workers, searched, deadline, bars.update)
@@ -113,10 +120,10 @@ def run(args: argparse.Namespace) -> int:
     searched.wall_s = time.monotonic() - deadline + 0.95 * seconds
     commands = _commands(args, problem, searched)
     result = to_dict(problem, searched, studied)
-    write_text(args.out / "config.yaml", config)
-    write_text(args.out / "result.json", json.dumps(result, indent=1) + "\n")
+    write_text(args.out / _CONFIG, config)
+    write_text(args.out / _RESULT, json.dumps(result, indent=1) + "\n")
     write_text(
-        args.out / "report.html",
+        args.out / _REPORT,
         report(problem, searched, studied, _changed(problem, searched), commands),
     )
     if args.json:
@@ -129,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
 def _problem(args: argparse.Namespace) -> Problem:
     from pd.cli.load import load_config
     from pd.config import DEFAULT_KV_BYTES_CPU, GIB
+    from pd.cost.sharing import Sharing
     from pd.tune.candidate import check_families
     from pd.tune.fleet import Fleet, find_kinds, parse_gpus
     from pd.tune.problem import Problem
@@ -137,7 +145,8 @@ def _problem(args: argparse.Namespace) -> Problem:
     kinds = find_kinds(args.cost)
     if args.gpus_per_host < 1:
         raise ConfigError(f"--gpus-per-host must be at least 1, not {args.gpus_per_host}")
-    fleet = Fleet(tuple(kinds), parse_gpus(args.gpus, kinds), args.gpus_per_host)
+    sharing = None if args.sharing is None else Sharing.load(args.sharing)
+    fleet = Fleet(tuple(kinds), parse_gpus(args.gpus, kinds), args.gpus_per_host, sharing)
     given = config_flags(args)
     given.pop("seed", None)  # the workload's, not that of dummy weights
     fixed = dict(given)
@@ -199,8 +208,10 @@ def _commands(args: argparse.Namespace, problem: Problem, searched: Searched) ->
     from pd.tune.result import simulate_command
 
     best = searched.best
-    config = str(args.out / "config.yaml")
+    config = str(args.out / _CONFIG)
     words = [simulate_command(best.candidate, problem, config)]
+    if args.sharing is not None:
+        words.append(f"--sharing {args.sharing}")
     if args.workload is not None:
         words.append(f"--workload {args.workload}")
         if args.longest is not None:
@@ -265,10 +276,3 @@ class _Bars:
                 elapsed = time.monotonic() - self._began
                 print(f"==> [{elapsed:5.1f} s] {stage}", file=sys.stderr, flush=True)
         self._bars.update(self._tasks[stage], completed=done, total=count)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: {error.strerror}") from None

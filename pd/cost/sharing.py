@@ -19,13 +19,14 @@ from pd.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """A step of memory share m takes (1 + m * (beside + bus * others)) / (1 - background) times
-    as long as alone, where others run whose memory shares sum up to `others`.
+    """A step of memory share m takes 1 + m * (beside + bus * others) times as long as alone, where
+    others run whose memory shares sum up to `others`, and 1 / (1 - background) times as long again
+    on the core that processes which are no nodes run on.
 
     `beside` is what any neighbour costs that part of a step, whatever it does, as it fills the
     cache they share; `bus` is what one that only reads memory costs. `background` is the part of
-    a core's time that processes which are no nodes take while all nodes compute: on a host with
-    a core for each node and none for those. Alone, a node leaves them the others' cores.
+    one core's time that those processes take together, on a host with a core for each node and
+    none for them. They keep to idle cores; when there is none left, to the one that was idle last.
     """
 
     beside: float = 0.0
@@ -39,20 +40,23 @@ class Sharing:
                     f"{name} must be at least 0 and below {most:g}, not {getattr(self, name)!r}"
                 )
 
-    def slowness(self, mine: float, others: Iterable[float]) -> float:
+    def slowness(self, mine: float, others: Iterable[float], crowded: bool = False) -> float:
         """How many times as long a step takes beside those: their memory shares, 0 for a node
-        that idles and counts as not there."""
+        that idles and counts as not there. `crowded` if processes that are no nodes are on its
+        core, too."""
         running = [each for each in others if each > 0.0]
         if not running:
             return 1.0
-        return (1.0 + mine * (self.beside + self.bus * sum(running))) / (1.0 - self.background)
+        alone = 1.0 + mine * (self.beside + self.bus * sum(running))
+        return alone / (1.0 - self.background) if crowded else alone
 
     @classmethod
     def load(cls, path: Path) -> Sharing:
         """From a JSON file with the two under "sharing". ConfigError where it has none."""
         try:
             fields = json.loads(path.read_text())["sharing"]
-            return cls(float(fields["beside"]), float(fields["bus"]))
+            background = float(fields.get("background", 0.0))
+            return cls(float(fields["beside"]), float(fields["bus"]), background)
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):

@@ -57,4 +57,4 @@ def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
 
 
 def _cost_s(predicted: Prediction) -> float:
-    return predicted.wait_s + predicted.work_s + _AGAIN * predicted.again_s
+    return predicted.ttft_s + _AGAIN * predicted.again_s

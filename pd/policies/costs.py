@@ -55,10 +55,11 @@ class Costs:
     def saved_s(self, source: Source, cached: int, usable: int, block_size: int) -> float:
         """What fetching from a source saves at best against computing, of the blocks from
         `cached` up to `usable`: those that are dearer to fetch are left."""
-        return saved_s(self.rate, self.fetch_s, self.slow_s, source, cached, usable, block_size)
+        found = fetching(self.rate, self.fetch_s, self.slow_s, source, cached, usable, block_size)
+        return found[0]
 
 
-def saved_s(
+def fetching(
     rate: float,
     fetch_s: float,
     slow_s: float,
@@ -66,8 +67,8 @@ def saved_s(
     cached: int,
     usable: int,
     block_size: int,
-) -> float:
-    """`Costs.saved_s`, for when there are many nodes to ask it of."""
+) -> tuple[float, float]:
+    """`Costs.saved_s`, and what the fetch takes, for when there are many nodes to ask it of."""
     block_s = block_size / rate
     fetch_s = fetch_s or _FETCH_SHARE * block_s
     slow_s = slow_s or _SLOW_FETCH_SHARE * block_s
@@ -75,11 +76,16 @@ def saved_s(
         slow_s = fetch_s
     end = source.num_blocks if source.num_blocks < usable else usable
     if end <= cached:
-        return 0.0
+        return 0.0, 0.0
     slow_from = source.num_blocks - source.num_slow  # a source's slow blocks are its last
     if slow_from < cached:
         slow_from = cached
     fast = (end if end < slow_from else slow_from) - cached
     slow = end - cached - fast
-    saved = fast * (block_s - fetch_s) if fetch_s < block_s else 0.0
-    return saved + slow * (block_s - slow_s) if slow_s < block_s else saved
+    # What is dearer to fetch than to compute is computed.
+    if fetch_s >= block_s:
+        fast = 0
+    if slow_s >= block_s:
+        slow = 0
+    takes_s = fast * fetch_s + slow * slow_s
+    return (fast + slow) * block_s - takes_s, takes_s

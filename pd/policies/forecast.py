@@ -36,8 +36,9 @@ UNKNOWN = Forecast(None, 0.0, None)
 def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
     """Of a prompt that runs on `start` and decodes on `decode`, which may be the same node."""
     measured = prompt.measured
-    wait_s, work_s, _ = predict(start, prompt)
-    ttft_s = max(wait_s, _room_s(decode, prompt)) + work_s
+    predicted = predict(start, prompt)
+    work_s = predicted.alone_s
+    ttft_s = max(predicted.ttft_s, _room_s(decode, prompt) + work_s)
     pace = decode.pace
     if pace is None:
         return Forecast(ttft_s if measured else None, work_s, None)

@@ -1,6 +1,7 @@
 """How long until a prompt's first token, on a node that could run it.
 
-TTFT = queue wait + fetching what the node lacks and another has + computing the rest.
+TTFT = the longer of queue wait and fetching what the node lacks and another has, since blocks
+come while what waits there is computed, + computing the rest.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ from pd.policies.chunk import SHARE
 
 
 class Prediction(NamedTuple):
-    """Seconds: until the prompt starts, what it then takes, and how much of that computes again
-    what a prompt in flight will have computed elsewhere."""
+    """Seconds: until what waits on the node is computed, to fetch blocks and to compute the rest,
+    and how much of that computes again what a prompt in flight will have computed elsewhere."""
 
     wait_s: float
-    work_s: float
+    fetch_s: float
+    compute_s: float
     again_s: float
 
     @property
+    def alone_s(self) -> float:
+        """What no wait makes shorter."""
+        return self.fetch_s + self.compute_s
+
+    @property
     def ttft_s(self) -> float:
-        return self.wait_s + self.work_s
+        wait_s, fetch_s = self.wait_s, self.fetch_s
+        return (wait_s if wait_s > fetch_s else fetch_s) + self.compute_s
 
 
 def usable_blocks(num_tokens: int, block_size: int) -> int:
@@ -42,19 +50,20 @@ def predict(node: Candidate, prompt: Prompt) -> Prediction:
     blocks, size = prompt.blocks_for(node), node.block_size
     usable = usable_blocks(prompt.num_tokens, size)
     cached = there = min(blocks.cached.get(node.node_id, 0), usable)
-    saved_s = 0.0
+    saved_s = fetching_s = 0.0
     for source in blocks.sources:
         if source.num_blocks > cached and source.holder != node.node_id:
             fetch_s = snapshot.fetch_s_per_block or typical.fetch_s
             slow_s = snapshot.fetch_s_per_slow_block or typical.slow_s
-            saves_s = costs.saved_s(rate, fetch_s, slow_s, source, cached, usable, size)
+            saves_s, takes_s = costs.fetching(rate, fetch_s, slow_s, source, cached, usable, size)
             if saves_s > saved_s:
-                saved_s, there = saves_s, min(source.num_blocks, usable)
+                saved_s, fetching_s, there = saves_s, takes_s, min(source.num_blocks, usable)
     compute_s = (prompt.num_tokens - cached * size) / rate
     again = min(blocks.coming, usable) - there
     return Prediction(
         node.waiting_tokens / rate if prompt.paced else node.wait_s(typical.rate),
-        compute_s - saved_s,
+        fetching_s,
+        compute_s - saved_s - fetching_s,
         again * size / rate if again > 0 else 0.0,
     )
 

@@ -21,6 +21,7 @@ class SimHost:
         self._sharing = sharing
         self._shares: dict[str, float] = {}
         self._tell: dict[str, Callable[[], None]] = {}
+        self._idled_last = ""
 
     def join(self, node_id: str, tell: Callable[[], None]) -> None:
         """A node is here, idle; another with its name is gone."""
@@ -33,6 +34,8 @@ class SimHost:
         share = math.ceil(share * _DEGREES) / _DEGREES
         if share == self._shares[node_id]:
             return
+        if not self._shares[node_id]:
+            self._idled_last = node_id
         self._shares[node_id] = share
         for other, tell in self._tell.items():
             if other != node_id and self._shares[other]:
@@ -40,5 +43,6 @@ class SimHost:
 
     def slowness(self, node_id: str) -> float:
         """How many times as long as alone the node's step takes beside the others' now."""
-        others = (share for other, share in self._shares.items() if other != node_id)
-        return self._sharing.slowness(self._shares[node_id], others)
+        others = [share for other, share in self._shares.items() if other != node_id]
+        crowded = node_id == self._idled_last and all(others)
+        return self._sharing.slowness(self._shares[node_id], others, crowded)

@@ -90,7 +90,10 @@ class Candidate:
         costs = {group.role: fleet.kind(group.kind).cost for group in self.groups}
         largest = max(fleet.kind(group.kind).gpus for group in self.groups)
         hardware = Hardware(
-            next(iter(costs.values())), costs, per_host=max(1, fleet.gpus_per_host // largest)
+            next(iter(costs.values())),
+            costs,
+            per_host=max(1, fleet.gpus_per_host // largest),
+            sharing=fleet.sharing,
         )
         return cell_spec(self.config(base, fleet), hardware)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pd.cost import library
 from pd.cost.model import CostModel
+from pd.cost.sharing import Sharing
 from pd.errors import ConfigError
 from pd.sim.build import KV_TOKENS_KEY
 
@@ -40,11 +41,13 @@ class NodeKind:
 
 @dataclass(frozen=True)
 class Fleet:
-    """`gpus` is the budget by hardware; nodes are put on hosts of `gpus_per_host`."""
+    """`gpus` is the budget by hardware; nodes are put on hosts of `gpus_per_host`. `sharing` is
+    what those of one host cost each other, None for nothing."""
 
     kinds: tuple[NodeKind, ...]
     gpus: Mapping[str, int] = field(default_factory=dict)
     gpus_per_host: int = 8
+    sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds:

@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, of how many
 _LEADERS, _FIRST, _SECOND, _OPTIONS, _FINAL = 0.15, 0.28, 0.42, 0.62, 0.80
 _WIDTH = 18  # candidates that are simulated at all
 _LEAST_EACH = 4  # of each family
+_SIZES = 2  # of a step, for a layout
 _KEPT = 4  # for longer runs, and the best of each family
 _ROUNDS = 3  # of changes of options
 _PROBES = 4.5  # runs that a search for a rate takes, about
@@ -171,20 +172,28 @@ class Search:
 
     def _choose(self, candidates: Sequence[Ranked]) -> list[Ranked]:
         """The best by estimate, some of each family and each with no more than two sizes of a
-        step, those of which most is expected first."""
+        step, those of which most is expected first; the mixed layout that is expected to be best
+        with every size, since nothing weighs more for nodes that do both."""
         sizes: dict[object, int] = {}
         likely = []
+        every = next((one.candidate.groups for one in candidates
+                      if one.estimate and one.candidate.family == "mixed"), None)  # fmt: skip
         for each in candidates:
             groups = each.candidate.groups
             sizes[groups] = sizes.get(groups, 0) + 1
-            most = 2 if each.candidate.family != "mixed" else 3
-            if each.estimate and sizes[groups] <= most:
+            if each.estimate and (groups == every or sizes[groups] <= _SIZES):
                 likely.append(each)
         chosen = likely[:_WIDTH]
         for family in self.problem.families:
             own = [each for each in likely if each.candidate.family == family]
             chosen += [each for each in own[:_LEAST_EACH] if each not in chosen]
-        return chosen
+        chosen += [each for each in likely if each.candidate.groups == every and each not in chosen]
+        # By turns, so that no family goes without where time does not suffice for all.
+        families = [
+            [each for each in chosen if each.candidate.family == name]
+            for name in self.problem.families
+        ]
+        return [each for turn in zip_longest(*families) for each in turn if each is not None]
 
     def _calibrate(self, ranked: Ranked) -> None:
         """How fast the simulation is here, from one run that counts for nothing else."""

@@ -25,6 +25,7 @@ _DEFAULTS = {each.name: each.default for each in fields(Arrival)}
 
 def write_log(path: Path, workload: Workload, outcomes: Sequence[Outcome] | None = None) -> None:
     """What was run, or what shall be: `outcomes` are of this workload, in any order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         write_heading(file, workload)
         if outcomes is None:

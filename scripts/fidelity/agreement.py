@@ -111,6 +111,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     for a, b in combinations(rows, 2):
         if a["workload"] != b["workload"] or a["cell"] == b["cell"]:
             continue
+        if not a["below"]:  # sent to each at a rate of its own
+            continue
         for metric in METRICS:
             for name in STATISTICS:
                 first, second = a["figures"][metric][name], b["figures"][metric][name]

@@ -22,7 +22,9 @@ _MOST_SEQS = 64
 
 @dataclass(frozen=True)
 class Load:
-    """`below` tells whether the fidelity targets hold for it: it does not saturate the cell."""
+    """`below` tells whether the fidelity targets hold for it: it does not saturate the cell. One
+    that does is sent at a share of what that very cell can serve, the others at the same rate to
+    all: a share of what a prefill and a decode node can."""
 
     name: str
     share: float  # of the capacity
@@ -30,30 +32,37 @@ class Load:
     below: bool = True
     computed: float | None = None  # of a prompt's tokens, where others are in a cache
 
-    def rate(self, cost: CostModel, prompt: float, output: float) -> float:
-        return self.share * capacity(cost, round(prompt * (self.computed or 1.0)), round(output))
+    def rate(self, cost: CostModel, prompt: float, output: float, mixed: int = 0) -> float:
+        of = mixed if not self.below else 0
+        computed = round(prompt * (self.computed or 1.0))
+        return self.share * capacity(cost, computed, round(output), of)
 
-    def make(self, cost: CostModel, duration_s: float) -> Workload:
-        """The workload at its rate: `duration_s` from its start to its last arrival, about."""
+    def make(self, cost: CostModel, duration_s: float, mixed: int = 0) -> Workload:
+        """The workload at its rate for a cell of so many mixed nodes, or else of a prefill and a
+        decode node: `duration_s` from its start to its last arrival, about."""
         drawn = replace(self.spec, rate=self.spec.rate or 10.0, num_requests=200).make()
         rate = self.rate(
-            cost, drawn.num_prompt_tokens / len(drawn), drawn.num_output_tokens / len(drawn)
-        )
+            cost, drawn.num_prompt_tokens / len(drawn), drawn.num_output_tokens / len(drawn),
+            mixed,
+        )  # fmt: skip
         number = max(8, round(rate * duration_s))
         spec = replace(self.spec, rate=rate, num_requests=number)
         workload = spec.make()
         return Workload(self.name, workload.arrivals, workload.block_tokens)
 
 
-def capacity(cost: CostModel, num_prompt: int, num_output: int) -> float:
-    """Requests a second of one prefill and one decode node, neither of which waits for the other
-    nor shares anything with it: an upper bound, which makes shares of it comparable."""
+def capacity(cost: CostModel, num_prompt: int, num_output: int, mixed: int = 0) -> float:
+    """Requests a second of one prefill and one decode node, or of so many mixed ones, none of
+    which waits for another nor shares anything with it: an upper bound, which makes shares of it
+    comparable."""
     prefill = 1.0 / cost.prefill_s(num_prompt, chunk=CHUNK)
     context = num_prompt + num_output // 2
     decode = max(
         seqs / cost.step_s(StepLoad.decode(seqs, seqs * context))
         for seqs in range(1, _MOST_SEQS + 1)
     )
+    if mixed:
+        return mixed / (1.0 / prefill + num_output / decode)
     return min(prefill, decode / num_output)
 
 

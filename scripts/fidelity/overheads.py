@@ -15,6 +15,7 @@ from typing import Any
 from pd.cost.model import CostModel
 
 _FEW, _MANY = 1, 32
+_FAIR = 0.5
 _CLIENT = "-m benchlib.streams"
 
 
@@ -61,10 +62,11 @@ class Overheads:
         )
         return replace(cost, overhead_s=cost.overhead_s + self.loop.step_s, attention=attention)
 
-    def background(self, steps_per_s: float, tokens_per_s: float, cores: int) -> float:
-        """The part of each core's time that all but the nodes take, at this rate of both."""
+    def background(self, steps_per_s: float, tokens_per_s: float) -> float:
+        """The part of one core's time that all but the nodes take, at this rate of both. At most
+        half: what a step leaves them."""
         front = self.front.step_s * steps_per_s + self.front.token_s * tokens_per_s
-        return (self.idle + front) / cores
+        return min(_FAIR, self.idle + front)
 
 
 def _front_s(result: Mapping[str, Any]) -> float:

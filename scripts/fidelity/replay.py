@@ -10,6 +10,7 @@ from dataclasses import replace
 import httpx
 
 from fidelity.agreement import Times
+from fidelity.stages import Notes
 from pd.bench.endpoint import Endpoint
 from pd.bench.load import run_workload, settle
 from pd.sim.simulate import simulate
@@ -58,14 +59,21 @@ async def serve(
 
 
 def predict(
-    spec: CellSpec, workload: Workload, warm: Workload | None = None, front_s: float = 0.0
+    spec: CellSpec,
+    workload: Workload,
+    warm: Workload | None = None,
+    front_s: float = 0.0,
+    stages: dict[str, float] | None = None,
 ) -> list[Times]:
     """Through a simulated cell that has served `warm` before, in order of arrival; `front_s` is
-    added to every TTFT."""
+    added to every TTFT. The means of its stages go into `stages`."""
     ahead_s = _AHEAD_S if warm is not None else 0.0
     then = [replace(each, time_s=each.time_s + ahead_s) for each in workload]
     whole = Workload(workload.name, [*(warm or ()), *then], workload.block_tokens)
-    outcomes = simulate(spec, whole).outcomes
+    notes = Notes(ahead_s)
+    outcomes = simulate(spec, whole, on_note=notes).outcomes
+    if stages is not None:
+        stages.update(notes.means())
     _all_served(outcomes)
     found = [Times.of(each) for each in outcomes if each.arrival.time_s >= ahead_s]
     back = [

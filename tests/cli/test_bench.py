@@ -168,7 +168,7 @@ def test_a_workload_of_which_nothing_fits(capsys: Captured) -> None:
         (["--think-s", "3"], 2, "--think-s is of --turns"),
         (["--shared-prefixes", "8"], 2, "write COUNTxTOKENS"),
         (["--report", "x.pdf"], 2, "must end in .html or .svg"),
-        (["--json", "/nowhere/at/all.json"], 2, "there is no folder /nowhere/at"),
+        (["--json", "/dev/null/at/all.json"], 2, "/dev/null is no folder"),
         (["--model", "other"], 1, "no model 'other'; it serves tiny"),
     ],
 )

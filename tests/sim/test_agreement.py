@@ -177,8 +177,9 @@ def test_overheads_are_so_much_a_step_and_a_token() -> None:
     assert 0 < found.front.token_s < found.front.step_s < 0.001
     slower = found.on(COST).step_s(StepLoad.decode(4, 400)) - COST.step_s(StepLoad.decode(4, 400))
     assert slower == pytest.approx(found.loop.step_s + 4 * found.loop.token_s)
-    busy = found.background(50, 400, 2) - found.background(0, 0, 2)
-    assert busy == pytest.approx((50 * found.front.step_s + 400 * found.front.token_s) / 2)
+    busy = found.background(50, 400) - found.background(0, 0)
+    assert busy == pytest.approx(50 * found.front.step_s + 400 * found.front.token_s)
+    assert found.background(5000, 40000) == 0.5, "a step leaves no more than half a core"
     assert PerStep.through(1.0, 32.0) == PerStep(0.0, 1.0)
 
 

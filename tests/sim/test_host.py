@@ -61,6 +61,22 @@ def test_neighbours_are_told_and_only_of_news() -> None:
     assert told == ["a", "a"] and host.slowness("a") == 1.0
 
 
+def test_others_are_on_the_core_that_was_idle_last() -> None:
+    host = SimHost(Sharing(background=0.2))
+    for name in ("a", "b"):
+        host.join(name, lambda: None)
+    host.runs("a", 0.5)
+    assert host.slowness("a") == 1.0, "they have the other core"
+    host.runs("b", 0.5)
+    assert (host.slowness("a"), host.slowness("b")) == (1.0, pytest.approx(1.25))
+    host.runs("b", 0.9)  # its next step
+    assert (host.slowness("a"), host.slowness("b")) == (1.0, pytest.approx(1.25))
+    host.runs("a", 0.0)
+    assert host.slowness("b") == 1.0
+    host.runs("a", 0.5)
+    assert (host.slowness("a"), host.slowness("b")) == (pytest.approx(1.25), 1.0)
+
+
 def test_two_decoding_nodes_slow_each_other() -> None:
     pair = Arrival(0.0, 16, 101), Arrival(0.0, 16, 101)
     _, alone, _, beside = alone_and_beside(*pair)
