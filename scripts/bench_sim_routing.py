@@ -2,6 +2,7 @@
 """Routing policies on published traces, simulated: cache hits and time to the first token.
 
     python scripts/bench_sim_routing.py [--requests N] [--prefill 8 64] [--loads 0.5 0.7 0.9]
+    python scripts/bench_sim_routing.py --prefill 64 --add        to what the file has already
 
 Mooncake's conversation and synthetic traces go through cells of P prefill and P decode nodes, each
 as Llama 3.1 70B on 4 H100, with caches of as many tokens as fit beside the weights and no pool. A
@@ -13,7 +14,9 @@ the coordinator, the caches and the fetches between nodes are those of the live 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from benchlib.traces import DEFAULT_DIR
 from pd.config import Config
 from pd.cost import library
 from pd.cost.model import CostModel
+from pd.report.chart import Line, Panel, write_chart
 from pd.sim.build import Hardware, cell_spec
 from pd.sim.simulate import simulate
 from pd.workload.arrival import Workload
@@ -37,10 +41,11 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cache_aware, no fetch": {"fetch": False},
     "affinity": {"routing": "affinity"},
     "least_loaded": {"routing": "least_loaded"},
-    "least_loaded, no fetch": {"routing": "least_loaded", "fetch": False},
     "round_robin": {"routing": "round_robin"},
 }
 PER_HOST = 2  # nodes of 4 GPUs
+KEY = ("trace", "prefill", "load", "policy")  # by which a row is known
+_COLOURS = ("#2563eb", "#93c5fd", "#16a34a", "#f59e0b", "#dc2626")
 BLOCK_SIZE = 256
 CHUNK = 8192
 
@@ -71,6 +76,32 @@ def run_cell(workload: Workload, cost: CostModel, num_prefill: int, policy: str)
     }
 
 
+def kept(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of an earlier run's file that are not among these."""
+    if not path.is_file():
+        return []
+    new = {tuple(row[key] for key in KEY) for row in rows}
+    old = json.loads(path.read_text())["rows"]
+    return [row for row in old if tuple(row[key] for key in KEY) not in new]
+
+
+def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Mean TTFT by load, a panel for each trace and number of nodes."""
+    panels = []
+    for trace, prefill in dict.fromkeys((row["trace"], row["prefill"]) for row in rows):
+        lines = []
+        for policy, colour in zip(POLICIES, _COLOURS, strict=True):
+            points = [
+                (row["load"], row["ttft_mean_s"]) for row in rows
+                if (row["trace"], row["prefill"], row["policy"]) == (trace, prefill, policy)
+            ]  # fmt: skip
+            if points:
+                lines.append(Line(policy, sorted(points), colour))
+        title = f"{trace}, {prefill} prefill nodes"
+        panels.append(Panel(title, "load", "mean TTFT, s", lines=lines, log_x=False))
+    write_chart(path, "Routing policies on published traces, simulated", panels, columns=2)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -81,6 +112,8 @@ def main() -> int:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.7, 0.9])
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "sim_routing.json")
+    parser.add_argument("--add", action="store_true", help="to the rows of the file, kept as is")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "sim_routing.svg")
     args = parser.parse_args()
     cost = library.find(COST)
     rows: list[dict[str, Any]] = []
@@ -93,10 +126,12 @@ def main() -> int:
                     found = run_cell(workload, cost, num_prefill, policy)
                     about = {
                         "trace": name, "prefill": num_prefill, "load": load, "rate": workload.rate,
-                        "policy": policy,
+                        "policy": policy, "requests": len(workload),
                     }  # fmt: skip
                     rows.append({**about, **found})
                     print(f"==> {rows[-1]}", file=sys.stderr, flush=True)
+    if args.add:
+        rows = sorted(kept(args.json, rows) + rows, key=lambda row: [row[key] for key in KEY[:3]])
     show_table(
         "Routing, simulated",
         ("trace", "P + D", "load", "req/s", "policy", "hits", "TTFT mean", "p90", "busy"),
@@ -109,8 +144,9 @@ def main() -> int:
             for row in rows
         ],
     )  # fmt: skip
-    options = options_of(args, "traces")
+    options = options_of(args, "traces", "picture")
     write_json(args.json, {"environment": environment(), "options": options, "rows": rows})
+    picture(rows, args.picture)
     return 0
 
 
