@@ -107,6 +107,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--traces", type=Path, default=DEFAULT_DIR)
+    parser.add_argument("--trace", nargs="+", choices=TRACES, default=list(TRACES))
     parser.add_argument("--requests", type=int, default=4000, help="of each trace, the first")
     parser.add_argument("--prefill", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.7, 0.9])
@@ -117,7 +118,7 @@ def main() -> int:
     args = parser.parse_args()
     cost = library.find(COST)
     rows: list[dict[str, Any]] = []
-    for name in TRACES:
+    for name in args.trace:
         trace = load_workload(args.traces / f"mooncake_{name}.jsonl.gz").first(args.requests)
         for num_prefill in args.prefill:
             for load in args.loads:

@@ -243,6 +243,8 @@ def main() -> None:
     }
     names = [each.name for each in chosen(args.workloads, known)]
     about = environment()
+    if args.simulate_only and args.json.is_file():  # that of the measured figures
+        about = json.loads(args.json.read_text()).get("environment", about)
     if not args.simulate_only:
         come_first()
     measured = stored(args.json)
