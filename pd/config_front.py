@@ -50,6 +50,12 @@ class GatewayConfig(Section):
         "started anew, before it is refused with 503",
         minimum=0.1,
     )
+    write_timeout_s: float = option(
+        60.0,
+        "seconds in which a client must read some 16 KiB of an answer that waits for it, or is cut "
+        "off",
+        minimum=1.0,
+    )
     drain_s: float = option(
         10.0, "seconds that running requests may still take when the server stops", minimum=0.0
     )

@@ -132,4 +132,5 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
             max_streams=gateway.max_streams,
         ),
         drain_s=gateway.drain_s,
+        write_timeout_s=gateway.write_timeout_s,
     )

@@ -21,12 +21,15 @@ from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.served import ServedModel
+from pd.gateway.stalled import StallGuard
 from pd.gateway.stream import StreamFailedError
 from pd.gateway.tenants import Tenants
 from pd.gateway.writer import ABORT
 from pd.policies.tenant_class import TenantClasses
 from pd.types import Peer
 
+_SEND_BUFFER_BYTES = 128 << 10  # of each connection, in the kernel
+_TICK_S = 0.1  # of uvicorn's main loop
 _BACKLOG = 2048  # connections that wait to be accepted
 _SHUTTING_DOWN = StreamFailedError("the server is shutting down", status=503)
 
@@ -73,6 +76,8 @@ class GatewayServer:
         self.options = options
         self.model = model or ServedModel.load(options.model_dir, options.model_name)
         self._socket = _bind(options.host, options.port)
+        # What the kernel keeps for a client that does not read; by itself it would take megabytes.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.port: int = self._socket.getsockname()[1]
         self.metrics = GatewayMetrics()
         self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
@@ -93,7 +98,8 @@ class GatewayServer:
                 timeout_keep_alive=options.keep_alive_s,
                 timeout_graceful_shutdown=5,
                 backlog=_BACKLOG,
-            )
+            ),
+            options.write_timeout_s,
         )
 
     @property
@@ -122,6 +128,17 @@ class GatewayServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, write_timeout_s: float) -> None:
+        super().__init__(config)
+        self._guard = StallGuard(write_timeout_s)
+        self._look_ticks = max(1, min(10, round(write_timeout_s / 4 / _TICK_S)))
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % self._look_ticks == 0:
+            connections = list(self.server_state.connections)
+            self._guard.look(connections, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
