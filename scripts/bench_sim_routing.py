@@ -41,11 +41,12 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cache_aware, no fetch": {"fetch": False},
     "affinity": {"routing": "affinity"},
     "least_loaded": {"routing": "least_loaded"},
+    "least_loaded, no fetch": {"routing": "least_loaded", "fetch": False},
     "round_robin": {"routing": "round_robin"},
 }
 PER_HOST = 2  # nodes of 4 GPUs
 KEY = ("trace", "prefill", "load", "policy")  # by which a row is known
-_COLOURS = ("#2563eb", "#93c5fd", "#16a34a", "#f59e0b", "#dc2626")
+_COLOURS = ("#2563eb", "#93c5fd", "#16a34a", "#f59e0b", "#fcd34d", "#dc2626")
 BLOCK_SIZE = 256
 CHUNK = 8192
 
