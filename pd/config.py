@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from kvstore.prefix import KeySpace
 from pd.config_balance import BalanceConfig
 from pd.config_front import GatewayConfig, SLOConfig
+from pd.config_observe import ObserveConfig
 from pd.errors import ConfigError
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
 
@@ -331,7 +332,7 @@ class TransferConfig(Section):
 
 SECTIONS: tuple[type[Section], ...] = (
     ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, PoolConfig, TransferConfig,
-    GatewayConfig, SLOConfig, BalanceConfig,
+    GatewayConfig, SLOConfig, BalanceConfig, ObserveConfig,
 )  # fmt: skip
 
 
@@ -348,6 +349,7 @@ class Config:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     slo: SLOConfig = field(default_factory=SLOConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any] | None = None, /, **overrides: Any) -> Config:

@@ -6,8 +6,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 
 from pd.coordinator import Coordinator
 from pd.mailbox import Mailbox
@@ -23,12 +25,13 @@ from pd.messages import (
     Welcome,
 )
 from pd.outbox import Decided, Kill, Send
-from pd.types import Peer
+from pd.types import Notice, Peer
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 _MAX_MESSAGES = 256
+_MAX_NOTICES = 16  # told again with every status, as one may be lost
 
 
 class CoordinatorRunner:
@@ -60,6 +63,7 @@ class CoordinatorRunner:
         self._introduced: dict[str, NodeHello | GatewayHello] = {}
         self._status = core.status(clock())
         self._turned_s = clock()
+        self._notices: deque[Notice] = deque(maxlen=_MAX_NOTICES)
         self._stopping = threading.Event()
         mailbox.epoch = core.limits.epoch
         mailbox.on_held = self._alive
@@ -96,6 +100,7 @@ class CoordinatorRunner:
             while not self._losses.empty():
                 member_id, incarnation, reason = self._losses.get()
                 log.warning("%s %s", member_id, reason)
+                self._tell("lost", f"{member_id} was lost", reason)
                 self._core.on_process_lost(member_id, incarnation, self._clock(), reason)
             while not self._questions.empty():
                 question, answer = self._questions.get()
@@ -140,16 +145,26 @@ class CoordinatorRunner:
                 self._send(effect.to, effect.message)
             elif isinstance(effect, Kill):
                 log.error("ending %s: %s", effect.id, effect.reason)
+                self._tell("kill", f"{effect.id} is ended", effect.reason)
                 self._kill(effect.id, effect.incarnation)
             elif isinstance(effect, Decided):
                 numbers = " ".join(f"{key}={value:.3g}" for key, value in effect.numbers.items())
                 log.info("%s: %s (%s)", effect.what, effect.reason, numbers)
+                self._tell("change", effect.what, effect.reason, effect.numbers)
+
+    def _tell(
+        self, kind: str, what: str, reason: str, numbers: Mapping[str, float] | None = None
+    ) -> None:
+        """Gateways hear of it with the next status."""
+        self._notices.append(Notice(time.time(), kind, what, reason, dict(numbers or {})))
 
     def _send(self, to: str, message: Message) -> None:
         if to == SUPERVISOR:
             assert isinstance(message, RoleChanged | Draining)
             self._asked.pop(message.call).set_result(message.error)
             return
+        if isinstance(message, CellStatus):
+            message = replace(message, notices=tuple(self._notices))
         if not self._mailbox.send(to, message):
             self._core.on_undeliverable(to, message)
         if isinstance(message, Welcome):

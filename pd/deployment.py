@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from pd import rollout
+from pd import logs, rollout
 from pd.actors import last_line, result
 from pd.cluster import Cluster
 from pd.config import Config
@@ -36,7 +36,6 @@ class CellActor:
     """Starts one cell, changes it, ends it. Calls that change it are refused while one runs."""
 
     def __init__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s cell %(levelname)s %(message)s")
         self._cluster: Cluster | None = None
         self._busy = threading.Lock()
         self._steps: list[str] = []
@@ -44,6 +43,7 @@ class CellActor:
     def start(self, config: Config) -> str:
         """Start the cell; returns its URL."""
         with self._change():
+            logs.start("cell", config.observe)
             self._cluster = Cluster.start(config, self._progress)
             return self._cluster.url
 

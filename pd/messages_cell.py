@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pd.types import NodeSnapshot, Peer, Role
+from pd.types import NodeSnapshot, Notice, Peer, Role
 
 COORDINATOR = "coordinator"
 SUPERVISOR = "supervisor"  # what starts and ends processes, and asks the coordinator beside it
@@ -98,6 +98,7 @@ class CellStatus:
 
     `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...), and
     so are `prefixes`, the most popular beginnings of prompts (key, tokens, requests, holders).
+    `notices` are the last few, oldest first.
     """
 
     ready: bool
@@ -106,3 +107,4 @@ class CellStatus:
     num_requests: int = 0
     max_model_len: int = 0
     prefixes: tuple[Mapping[str, str | int], ...] = ()
+    notices: tuple[Notice, ...] = ()

@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from pd import logs
 from pd.config import Config
 from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.coordinator_runner import CoordinatorRunner
@@ -53,9 +54,7 @@ class CoordinatorActor:
     """Coordinates from the moment it is made, so that a restarted actor does so by itself."""
 
     def __init__(self, launch: CoordinatorLaunch) -> None:
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s coordinator %(levelname)s %(message)s"
-        )
+        logs.start("coordinator", launch.config.observe)
         self._launch = launch
         again = ray.get_runtime_context().was_current_actor_reconstructed
         self._mailbox = _bind(launch, patient=again)

@@ -5,12 +5,30 @@ Times are seconds of one clock, the gateway's. Pure data: whoever has the clock 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pd.types import SLO
 
 Stage = Literal["queue", "fetch", "compute", "transfer", "first_step"]
 Target = Literal["ttft", "tpot"]
+Part = Literal["admit", "queue", "fetch", "compute", "transfer", "first_step", "decode"]
+
+_MAX_INTERRUPTIONS = 16  # kept with their reasons
+
+
+class Span(NamedTuple):
+    """A part of a request's life, from when to when."""
+
+    name: Part
+    start_s: float
+    end_s: float
+
+
+class Interruption(NamedTuple):
+    """When work of a request was lost and submitted again, and why."""
+
+    at_s: float
+    reason: str
 
 
 class SequenceClock:
@@ -46,9 +64,13 @@ class Timeline:
 
     `fetch_s` and `compute_s` are what the prefill node measured for the prompt, `transfer_s` what
     the decode node waited for its KV after the first token; None until they said so.
+    `admitted_s` is when the coordinator's answer came, None before.
     """
 
-    __slots__ = ("arrival_s", "clocks", "end_s", "fetch_s", "compute_s", "transfer_s")
+    __slots__ = (
+        "arrival_s", "clocks", "end_s", "fetch_s", "compute_s", "transfer_s", "admitted_s",
+        "interruptions",
+    )  # fmt: skip
 
     def __init__(self, arrival_s: float, num_sequences: int) -> None:
         self.arrival_s = arrival_s
@@ -57,6 +79,18 @@ class Timeline:
         self.fetch_s: float | None = None
         self.compute_s: float | None = None
         self.transfer_s: float | None = None
+        self.admitted_s: float | None = None
+        self.interruptions: list[Interruption] = []
+
+    def admitted(self, now: float) -> None:
+        """The coordinator has placed it; later placements are those of resumed work."""
+        if self.admitted_s is None:
+            self.admitted_s = now
+
+    def interrupted(self, now: float, reason: str) -> None:
+        """Some of its work was lost, and is submitted again."""
+        if len(self.interruptions) < _MAX_INTERRUPTIONS:
+            self.interruptions.append(Interruption(now, reason))
 
     def prefilled(self, fetch_s: float, compute_s: float) -> None:
         """The first token is here, or comes at once: what its node spent on the prompt."""
@@ -92,6 +126,37 @@ class Timeline:
             transfer = min(self.transfer_s or 0.0, gap)
             stages["transfer"], stages["first_step"] = transfer, gap - transfer
         return stages
+
+    def spans(self, now: float) -> list[Span]:
+        """What it was doing when, one part after another, none of them empty.
+
+        They cover its life from arrival to end, or to `now` while it goes on. A request that was
+        interrupted has the spans of its first way through, and a longer last one.
+        """
+        end = self.end_s or now
+        marks: list[tuple[Part, float]] = []
+        admitted = end if self.admitted_s is None else self.admitted_s
+        stages, ttft = self.stages, self.ttft_s
+        if ttft is None:
+            marks = [("admit", admitted), ("queue", end)]
+        else:
+            first = self.arrival_s + ttft
+            begun = first - stages.get("fetch", 0.0) - stages.get("compute", 0.0)
+            marks = [("admit", min(admitted, begun)), ("queue", begun)]
+            marks += [("fetch", begun + stages.get("fetch", 0.0)), ("compute", first)]
+            if "first_step" in stages:
+                decoding = min(c.second_s for c in self.clocks if c.tokens > 1)
+                marks += [("transfer", decoding - stages["first_step"]), ("first_step", decoding)]
+                marks.append(("decode", end))
+            elif not self.end_s:
+                marks.append(("transfer", end))
+        spans: list[Span] = []
+        start = self.arrival_s
+        for name, until in marks:
+            if until > start:
+                spans.append(Span(name, start, until))
+                start = until
+        return spans
 
     @property
     def ttft_s(self) -> float | None:

@@ -240,6 +240,20 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """What the coordinator decided or noticed, for people to read: when (Unix time), what, why.
+
+    `kind` is "change" for what a policy wanted, "lost" or "kill" for a process's end.
+    """
+
+    at: float
+    kind: str
+    what: str
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """How to reach a process: its id, the epoch it must be in, and where its sockets are.
 

@@ -10,6 +10,7 @@ import time
 import ray
 
 from kvstore.pool.process import PoolLaunch, PoolProcess
+from pd import logs
 from pd.errors import PDError
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,7 @@ class PoolActor:
     """Serves from the moment it is made, so that a restarted actor does so by itself."""
 
     def __init__(self, launch: PoolLaunch) -> None:
-        logging.basicConfig(
-            level=logging.INFO, format=f"%(asctime)s {launch.pool_id} %(levelname)s %(message)s"
-        )
+        logs.start(launch.pool_id, launch.config.observe)
         self._ended = threading.Event()
         self._stopping = False
         self._process: PoolProcess | None = None

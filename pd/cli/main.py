@@ -1,5 +1,5 @@
-"""The `pd` command: `pd serve`, `deploy`, `teardown`, `generate`, `chat`, `status`, `kv`, `role`,
-`model`, `profile`, `bench`, `simulate`, `replay`, `tune`.
+"""The `pd` command: `pd serve`, `deploy`, `teardown`, `generate`, `chat`, `status`, `top`, `kv`,
+`role`, `model`, `profile`, `bench`, `simulate`, `replay`, `tune`.
 
 Exit status: 0 done, 1 it failed, 2 the command or the configuration is wrong, 130 interrupted.
 Whatever a user can get wrong is one line on standard error, never a traceback.
@@ -27,14 +27,15 @@ from pd.cli import (
     simulate,
     status,
     teardown,
+    top,
     tune,
 )
 from pd.cli.arguments import Parser
 from pd.errors import ConfigError, PDError
 
 COMMANDS = (
-    serve, deploy, teardown, generate, chat, status, kv, role, model, profile, bench, simulate,
-    replay, tune,
+    serve, deploy, teardown, generate, chat, status, top, kv, role, model, profile, bench,
+    simulate, replay, tune,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import httpx
 
 from pd.client import calls
 from pd.client.answers import Completion, Delta, RequestMetrics, Usage
-from pd.client.calls import Messages, Prompt, Timeouts
+from pd.client.calls import Messages, Prompt, Timeouts, View
 from pd.client.events import StreamReader
 from pd.errors import ClientError
 
@@ -134,6 +134,11 @@ class AsyncClient:
         """The cell: readiness, nodes, running requests."""
         status: dict[str, Any] = await self._ask("GET", "/v1/status")
         return status
+
+    async def watch(self, view: View, **query: float) -> dict[str, Any]:
+        """What a gateway remembers of late: see `Client.watch`."""
+        seen: dict[str, Any] = await self._ask("GET", calls.watch(view, query))
+        return seen
 
     async def change_role(self, node_id: str, role: str, *, migrate: bool = True) -> None:
         """Make a node a "prefill", "decode" or "mixed" node. What it was doing for its old role

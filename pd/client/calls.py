@@ -7,7 +7,7 @@ import math
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -16,6 +16,7 @@ from pd.errors import APIStatusError, ClientError, ConnectError, RequestTimeoutE
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Messages = str | Sequence[Mapping[str, Any]]
+View = Literal["history", "requests/recent", "decisions"]
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 _MAX_WAIT_S = 60.0
@@ -109,6 +110,12 @@ def role(node_id: str, role: str, migrate: bool) -> tuple[str, bytes]:
     """The path and the body of a change of role."""
     path = f"/v1/nodes/{urllib.parse.quote(node_id, safe='')}/role"
     return path, json.dumps({"role": role, "migrate": migrate}).encode()
+
+
+def watch(view: View, query: Mapping[str, float]) -> str:
+    """The path of what a gateway remembers."""
+    asked = urllib.parse.urlencode(query)
+    return f"/v1/{view}?{asked}" if asked else f"/v1/{view}"
 
 
 def headers(api_key: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import httpx
 
 from pd.client import calls
 from pd.client.answers import Completion, Delta, RequestMetrics, Usage
-from pd.client.calls import Messages, Prompt, Timeouts
+from pd.client.calls import Messages, Prompt, Timeouts, View
 from pd.client.events import StreamReader
 from pd.errors import ClientError
 
@@ -136,6 +136,12 @@ class Client:
         """The cell: readiness, nodes, running requests."""
         status: dict[str, Any] = self._ask("GET", "/v1/status")
         return status
+
+    def watch(self, view: View, **query: float) -> dict[str, Any]:
+        """What a gateway remembers of late: "history" (samples over time, `since` a time),
+        "requests/recent" or "decisions" (at most `limit`). Needs the server's own key."""
+        seen: dict[str, Any] = self._ask("GET", calls.watch(view, query))
+        return seen
 
     def change_role(self, node_id: str, role: str, *, migrate: bool = True) -> None:
         """Make a node a "prefill", "decode" or "mixed" node. What it was doing for its old role

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import ray
 import uvloop
 
+from pd import logs
 from pd.config import Config
 from pd.gateway.continuity import LinkOptions
 from pd.gateway.limits import Limits
 from pd.gateway.server import GatewayOptions, GatewayServer
+from pd.gateway.tracing import TraceOptions
 from pd.mailbox import AsyncMailbox
 from pd.types import Peer
 
@@ -41,9 +43,7 @@ class GatewayActor:
     """Serves from the moment it is made, so that a restarted actor does so by itself."""
 
     def __init__(self, launch: GatewayLaunch) -> None:
-        logging.basicConfig(
-            level=logging.INFO, format=f"%(asctime)s {launch.gateway_id} %(levelname)s %(message)s"
-        )
+        logs.start(launch.gateway_id, launch.config.observe)
         self._started: Future[GatewayServer] = Future()
         self._ended = threading.Event()
         self._restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -133,4 +133,7 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
         ),
         drain_s=gateway.drain_s,
         write_timeout_s=gateway.write_timeout_s,
+        trace=TraceOptions(
+            config.observe.trace_endpoint, config.observe.trace_file, config.observe.trace_sample
+        ),
     )

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pd.errors import RequestError
 from pd.gateway.chat import ChatCompletion, prepare_chat
 from pd.gateway.completions import Completion, prepare_completion
-from pd.gateway.endpoint import TENANT, GenerationEndpoint
-from pd.gateway.http import send_error
+from pd.gateway.endpoint import GenerationEndpoint
+from pd.gateway.http import TENANT, send_error
 from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.metrics import GatewayMetrics
@@ -28,6 +28,7 @@ from pd.gateway.ops_routes import OpsRoutes, error_response
 from pd.gateway.served import ServedModel
 from pd.gateway.tenants import Tenants
 from pd.gateway.terms import Terms
+from pd.gateway.watch_routes import WatchRoutes
 from pd.policies.tenant_class import TenantClasses
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def build_app(
             # Only to tell a wrong method from a wrong path.
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
             *OpsRoutes(model, link, description(limits, keyed=tenants.keyed)).routes(),
+            *WatchRoutes(link, classes.deployment).routes(),
         ],
         exception_handlers={RequestError: _request_error, HTTPException: _http_error},
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pd.errors import RejectedError
 from pd.gateway.courier import Courier
+from pd.gateway.journal import Journal
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.stream import RunningRequest, StreamFailedError, rejection
 from pd.messages import Rejected, Submit
@@ -47,12 +48,14 @@ class Continuity:
         self,
         courier: Courier,
         metrics: GatewayMetrics,
+        journal: Journal,
         options: LinkOptions,
         clock: Callable[[], float],
         retire: Callable[[RunningRequest], None],
     ) -> None:
         self._courier = courier
         self._metrics = metrics
+        self._journal = journal
         self._options = options
         self._clock = clock
         self._retire = retire
@@ -72,6 +75,7 @@ class Continuity:
         if not running.runs(message.indices, message.attempt):
             return
         if message.attempt == 0:
+            self._journal.rejected(message.status, message.message)
             running.record.cancel()  # the cell has nothing of it: no Cancel is due
             running.stream.fail(rejection(message.status, message.message, message.retry_after_s))
             self._retire(running)
@@ -92,7 +96,11 @@ class Continuity:
             self._retire(running)
             return
         if works:
-            log.info("%s continues in attempt %d: %s", running.id, attempt + 1, reason)
+            log.info(
+                "%s continues in attempt %d: %s", running.id, attempt + 1, reason,
+                extra={"request_id": running.id, "trace_id": running.trace_id},
+            )  # fmt: skip
+            self._journal.resumed(running, reason)
             running.interruptions += 1
             self._metrics.interruptions += 1
             sequences = running.record.sequences

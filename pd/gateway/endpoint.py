@@ -9,15 +9,14 @@ from starlette.types import Receive, Scope, Send
 
 from pd.errors import RequestError
 from pd.gateway.generation import Generation, Prepared
-from pd.gateway.http import headers_of, read_body, refuse_body, send_error
+from pd.gateway.http import TENANT, headers_of, read_body, refuse_body, send_error
 from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
 from pd.gateway.served import ServedModel
 from pd.gateway.stream import ClientGoneError, TokenStream
 from pd.gateway.terms import Terms
+from pd.gateway.trace_context import TraceContext
 from pd.gateway.writer import BodyWriter
-
-TENANT = "pd.tenant"  # key of an ASGI scope: whose request it is
 
 Prepare = Callable[[bytes, Mapping[str, str], ServedModel, Limits, int], Awaitable[Prepared]]
 
@@ -57,13 +56,14 @@ class GenerationEndpoint:
         tenant = scope.get(TENANT, "")
         send = self._terms.limited(send, tenant)
         try:
+            headers = headers_of(scope)
             prepared = await self._prepare(
-                data, headers_of(scope), self._model, self._limits, self._model_len()
+                data, headers, self._model, self._limits, self._model_len()
             )
             prepared = self._terms.apply(prepared, tenant)
             self._terms.admit(prepared, tenant)
             generation = self._generation(self._model, self._link, prepared, tenant)
-            stream = self._submit(generation, prepared, tenant)
+            stream = self._submit(generation, prepared, tenant, TraceContext.of(headers))
             try:
                 await self._answer(generation, stream, scope, receive, send)
             finally:
@@ -74,9 +74,15 @@ class GenerationEndpoint:
         except ClientGoneError:
             return
 
-    def _submit(self, generation: Generation, prepared: Prepared, tenant: str) -> TokenStream:
+    def _submit(
+        self,
+        generation: Generation,
+        prepared: Prepared,
+        tenant: str,
+        trace: TraceContext | None,
+    ) -> TokenStream:
         try:
-            return self._link.submit(generation.requests)
+            return self._link.submit(generation.requests, trace)
         except RequestError:
             self._terms.refused(prepared, tenant)
             raise

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pd.errors import RejectedError, RequestError
 from pd.gateway.stream import ClientGoneError
+
+TENANT = "pd.tenant"  # key of an ASGI scope: whose request it is
 
 _DRAIN_S = 2.0
 _DRAIN_BYTES = 64 << 20
@@ -73,6 +77,21 @@ async def send_json(send: Send, value: Any, *, status: int = 200) -> None:
 
 async def send_error(send: Send, error: RequestError) -> None:
     await send_bytes(send, error_body(error), status=error.status, headers=error_headers(error))
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def operators_only(request: Request) -> None:
+    """RequestError 403 for a tenant's key: what is asked for concerns everybody."""
+    if request.scope[TENANT]:
+        raise RequestError(
+            "a tenant's key is not enough for this: use the server's own, gateway.api_key",
+            code="not_allowed",
+            status=403,
+            kind="permission_error",
+        )
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from pd.errors import RejectedError
 from pd.gateway.continuity import Continuity, LinkOptions
 from pd.gateway.courier import Courier, Mailbox
+from pd.gateway.journal import Journal
 from pd.gateway.membership import Joined, Membership
 from pd.gateway.metrics import GatewayMetrics
-from pd.gateway.slowlog import SlowLog
 from pd.gateway.stream import RunningRequest, StreamFailedError, TokenStream
+from pd.gateway.trace_context import TraceContext
+from pd.gateway.tracing import Tracer
 from pd.messages import (
     COORDINATOR,
     Admitted,
@@ -56,6 +58,7 @@ class CellLink:
         metrics: GatewayMetrics,
         options: LinkOptions = LinkOptions(),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self.options = options
         self.clock = clock
@@ -66,8 +69,11 @@ class CellLink:
             gateway_id, mailbox, coordinator, clock,
             heartbeat_s=options.heartbeat_s, timeout_s=options.coordinator_timeout_s,
         )  # fmt: skip
-        self._slow_log = SlowLog()
-        self._continuity = Continuity(self._courier, metrics, options, clock, self._retire)
+        self.journal = Journal(metrics, clock, tracer=tracer)
+        self._tracer = tracer
+        self._continuity = Continuity(
+            self._courier, metrics, self.journal, options, clock, self._retire
+        )
         self._running: dict[str, RunningRequest] = {}
         self._retired: dict[str, float] = {}
         self._asked: dict[int, asyncio.Future[str]] = {}
@@ -95,8 +101,9 @@ class CellLink:
             return False, "the server is shutting down"
         return self.membership.readiness()
 
-    def submit(self, requests: Sequence[Request]) -> TokenStream:
-        """Hand requests to the cell; raises RejectedError when that is pointless now."""
+    def submit(self, requests: Sequence[Request], trace: TraceContext | None = None) -> TokenStream:
+        """Hand requests to the cell; raises RejectedError when that is pointless now. `trace` is
+        the one that they belong to: without, and with traces on, each begins one."""
         if self._closing or not self.membership.joined:
             raise RejectedError(self.readiness()[1], status=503)
         if len(self._running) + len(requests) > self.options.max_streams:
@@ -109,6 +116,7 @@ class CellLink:
         )
         self._idle.clear()
         for running in stream.requests:
+            running.trace = trace or (None if self._tracer is None else TraceContext.new())
             self._running[running.id] = running
             self._continuity.submit(running, running.record.start())
         return stream
@@ -162,6 +170,8 @@ class CellLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._mailbox.close(linger_s=0.2)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _receive(self) -> None:
         busy_since_s = self.clock()
@@ -210,6 +220,7 @@ class CellLink:
                 self._on_started(message)
             case CellStatus():
                 self.membership.on_status(message)
+                self.journal.status(message)
             case Peers():
                 self.membership.on_peers(message)
             case Welcome():
@@ -249,7 +260,7 @@ class CellLink:
         last = events[-1]
         clock = running.timeline.clocks[last.index]
         if clock.tokens == 0:
-            self.metrics.ttft.observe(now - running.timeline.arrival_s)
+            self.metrics.first_token(now - running.timeline.arrival_s, now)
         else:
             self.metrics.itl.observe(now - clock.last_s)
         clock.arrived(now, len(events))
@@ -282,6 +293,7 @@ class CellLink:
             return
         running.answer_by_s = None
         running.record.on_admitted(message)
+        running.timeline.admitted(self.clock())
         if running.runs(message.indices, message.attempt):
             running.prefill, running.decode = message.prefill, message.decode
 
@@ -316,13 +328,13 @@ class CellLink:
         if running.record.finished and self._running.pop(running.id, None) is not None:
             running.timeline.end_s = self._retired[running.id] = self.clock()
             running.stream.retire()
-            self.metrics.ended(running)
-            self._slow_log.ended(running, running.timeline.end_s)
+            self.journal.ended(running, running.timeline.end_s)
             if not self._running:
                 self._idle.set()
 
     def _watch(self) -> None:
         now = self.clock()
+        self.journal.tick(self.status)
         for running in self.running:
             self._continuity.watch(running, now, self.membership.silence_s)
         for request_id, ended_s in list(self._retired.items()):

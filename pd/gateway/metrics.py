@@ -6,8 +6,8 @@ Prometheus' own histogram objects lock and label on every observation; these onl
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pd.gateway import node_metrics
+from pd.gateway.describe import outcome_of
 from pd.gateway.stream import RunningRequest
 from pd.messages import CellStatus, Started
 from pd.timeline import Stage
@@ -29,6 +30,8 @@ _SECONDS = (
     10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
 _TOKENS = tuple(float(2**power) for power in range(21))
+_REFUSED = ("429", "503")
+_MAX_RECENT = 4096
 _BYTES = tuple(float(4**power) for power in range(5, 18))  # 1 KiB to 16 GiB
 
 
@@ -68,6 +71,21 @@ class Histogram:
         return family
 
 
+class Recent:
+    """The last values of something, with their times."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, float]] = deque(maxlen=_MAX_RECENT)
+
+    def add(self, now: float, value: float) -> None:
+        self._kept.append((now, value))
+
+    def since(self, start_s: float) -> list[float]:
+        return [value for at, value in self._kept if at >= start_s]
+
+
 class GatewayMetrics(Collector):
     """The numbers of one gateway, and of the nodes as the coordinator reports them."""
 
@@ -81,6 +99,8 @@ class GatewayMetrics(Collector):
         self.handoff_wait = Histogram(_SECONDS)
         self.handoff_bytes = Histogram(_BYTES)
         self.stages = {stage: Histogram(_SECONDS) for stage in get_args(Stage)}
+        self.recent_ttft = Recent()
+        self.recent_tpot = Recent()
         self.moved_bytes = 0
         self.early_bytes = 0
         self.interruptions = 0
@@ -110,12 +130,14 @@ class GatewayMetrics(Collector):
         self._status = status
         self._silence_s = silence_s
 
+    def first_token(self, ttft_s: float, now: float) -> None:
+        """The first token of a sequence is here."""
+        self.ttft.observe(ttft_s)
+        self.recent_ttft.add(now, ttft_s)
+
     def ended(self, running: RunningRequest) -> None:
         """A request is over, one way or another."""
-        record = running.record
-        finishes = [seq.finish for seq in record.sequences]
-        complete = all(finish in ("stop", "length") for finish in finishes)
-        outcome = running.outcome or ("finished" if complete else "cancelled")
+        record, outcome = running.record, outcome_of(running)
         self.outcomes[outcome] += 1
         self.generated += record.num_output
         if outcome == "finished":
@@ -127,6 +149,7 @@ class GatewayMetrics(Collector):
             for clock in running.timeline.clocks:
                 if (tpot := clock.tpot_s) is not None:
                     self.tpot.observe(tpot)
+                    self.recent_tpot.add(running.timeline.end_s, tpot)
         # Whoever cancels gives up the targets too: that is neither a hit nor a miss.
         if outcome != "cancelled" and (attained := running.attained()) is not None:
             tenant_class = record.request.tenant_class
@@ -143,6 +166,27 @@ class GatewayMetrics(Collector):
             self.handoff_wait.observe(message.wait_s)
             self.handoff_bytes.observe(message.moved_bytes)
             self.early_bytes += message.early_bytes
+
+    def totals(self) -> dict[str, float]:
+        """What has been counted so far, for who looks at it over time."""
+        return {
+            "finished": self.outcomes["finished"],
+            "failed": self.outcomes["failed"],
+            "rejected": sum(self.responses[status] for status in _REFUSED),
+            "attained": sum(self.slo_attained.values()),
+            "missed": sum(self.slo_missed.values()),
+            "interrupted": self.interruptions,
+            "tokens": self._num_generated(self._running()),
+        }
+
+    def in_flight(self) -> tuple[int, int]:
+        """Requests with a first token, and without."""
+        running = self._running()
+        started = sum(each.started for each in running)
+        return started, len(running) - started
+
+    def _num_generated(self, running: Iterable[RunningRequest]) -> int:
+        return self.generated + sum(each.record.num_output for each in running)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -172,18 +216,16 @@ class GatewayMetrics(Collector):
         yield CounterMetricFamily(
             "pd_kv_early_bytes", "Of these, before the prompt was computed", value=self.early_bytes
         )
-        running = self._running()
-        live = sum(each.record.num_output for each in running)
         yield CounterMetricFamily(
-            "pd_generation_tokens", "Tokens delivered to clients", value=self.generated + live
-        )
-        started = sum(each.started for each in running)
+            "pd_generation_tokens", "Tokens delivered to clients",
+            value=self._num_generated(self._running()),
+        )  # fmt: skip
+        started, waiting = self.in_flight()
         yield GaugeMetricFamily("pd_requests_running", "With a token already", value=started)
-        waiting = len(running) - started
         yield GaugeMetricFamily("pd_requests_waiting", "Without a token yet", value=waiting)
         yield _by("pd_requests", "Requests that ended", "outcome", self.outcomes)
         yield _by("pd_http_responses", "HTTP responses", "status", self.responses)
-        refused = {code: count for code, count in self.responses.items() if code in ("429", "503")}
+        refused = {code: count for code, count in self.responses.items() if code in _REFUSED}
         yield _by("pd_rejections", "Requests refused for now", "status", refused)
         yield CounterMetricFamily(
             "pd_interruptions", "Work that was resumed elsewhere", value=self.interruptions

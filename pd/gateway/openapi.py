@@ -21,6 +21,13 @@ from pd.gateway.schema import ChatBody, CompletionBody, RoleBody
 
 Json = dict[str, Any]
 
+PAGE = "/dashboard"
+# What it is made of, and of which media type: the files of the package's folder `dashboard`.
+PAGE_FILES: Mapping[str, str] = {
+    "style.css": "text/css",
+    **{f"{name}.js": "text/javascript" for name in ("app", "cell", "charts", "format", "requests")},
+}
+
 _REF = "#/components/schemas/{name}"
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
 # What every path may answer besides: it is asked about first, or went wrong in the end.
@@ -57,6 +64,7 @@ class Operation:
     open: bool = False  # asks for no key
     headers: Mapping[str, str] = field(default_factory=dict)
     path: Mapping[str, str] = field(default_factory=dict)  # its parameters
+    query: Mapping[str, str] = field(default_factory=dict)  # numbers, all of them
 
 
 _HINTS = {
@@ -64,6 +72,7 @@ _HINTS = {
     "x-slo-ttft-ms": "Target for the first token, in milliseconds, where the body has none",
     "x-slo-tpot-ms": "Target for every further token, in milliseconds",
 }
+_LIMIT = {"limit": "So many of the newest"}
 _GENERATION = (400, 404, 413, 415, 429, 500, 503, 504)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
@@ -87,10 +96,26 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/ready"): Operation("Requests are served now", "Ready", errors=(503,), open=True),
     ("GET", "/metrics"): Operation("Metrics in Prometheus' text format", _TEXT, open=True),
     ("GET", "/openapi.json"): Operation("This description", "Description"),
+    ("GET", "/v1/history"): Operation(
+        "Samples of the last half hour", "History", errors=(400, 403),
+        query={"since": "Unix time: only samples that are later"},
+    ),
+    ("GET", "/v1/requests/recent"): Operation(
+        "Requests that run or have ended, with their timelines", "RecentRequests",
+        errors=(400, 403), query=_LIMIT,
+    ),
+    ("GET", "/v1/decisions"): Operation(
+        "What was decided in the cell, and why", "Decisions", errors=(400, 403), query=_LIMIT
+    ),
+    ("GET", PAGE): Operation("The live page: no data, it asks for the key", "text/html", open=True),
+    **{
+        ("GET", f"{PAGE}/{name}"): Operation("A part of the live page", kind, open=True)
+        for name, kind in PAGE_FILES.items()
+    },
 }  # fmt: skip
 
-# The paths that need no key: probes and scrapers have none, and nothing there tells about a
-# request. Everything else needs one, whether a route was described here or not.
+# The paths that need no key: probes and scrapers have none, nor has a browser that opens the page,
+# and nothing there tells about a request. Everything else needs one, whether a route was described here or not.
 OPEN_PATHS = frozenset(path for (_, path), each in OPERATIONS.items() if each.open)
 
 
@@ -128,6 +153,11 @@ def _operation(operation: Operation, *, keyed: bool) -> Json:
          "schema": _MILLISECONDS if name.endswith("-ms") else {"type": "string", "minLength": 1}}
         for where, group in (("path", operation.path), ("header", operation.headers))
         for name, text in group.items()
+    ]  # fmt: skip
+    parameters += [
+        {"name": name, "in": "query", "required": False, "description": text,
+         "schema": {"type": "number", "minimum": 0}}
+        for name, text in operation.query.items()
     ]  # fmt: skip
     if parameters:
         made["parameters"] = parameters

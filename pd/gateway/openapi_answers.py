@@ -8,6 +8,7 @@ from typing import Any
 Json = dict[str, Any]
 
 _TEXT, _WHOLE, _FLAG = ({"type": kind} for kind in ("string", "integer", "boolean"))
+_NUMBER = {"type": "number"}
 _COUNT = {"type": "integer", "minimum": 0}
 _ANY: Json = {"type": "object"}
 
@@ -61,6 +62,19 @@ _ERROR = _object(
     {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)}
 )
 
+_REQUEST = _object(
+    {
+        "request_id": _TEXT, "trace_id": _TEXT, "arrived_at": _NUMBER,
+        "outcome": {"enum": ["running", "finished", "cancelled", "rejected", "failed"]},
+        "attained": _or_null(_FLAG), "prompt_tokens": _COUNT, "output_tokens": _COUNT,
+        "ttft_s": _or_null(_NUMBER), "tpot_s": _or_null(_NUMBER), "e2e_s": _NUMBER,
+        "spans": _list(
+            _object({"name": _TEXT, "start_s": _NUMBER, "end_s": _NUMBER, "where": _TEXT})
+        ),
+        "interruptions": _list(_object({"at_s": _NUMBER, "reason": _TEXT})),
+    }
+)  # fmt: skip
+
 ANSWERS: Mapping[str, Json] = {
     "Completion": _answer("text_completion", _choice(text=_TEXT)),
     "ChatCompletion": _answer("chat.completion", _choice(message=_MESSAGE)),
@@ -77,5 +91,26 @@ ANSWERS: Mapping[str, Json] = {
     "Health": _object({"status": {"const": "ok"}}),
     "Ready": _object({"status": {"const": "ready"}}),
     "Description": _object({"openapi": _TEXT, "info": _ANY, "paths": _ANY}),
+    "History": _object(
+        {
+            "gateway": _TEXT, "now": _NUMBER, "interval_s": _NUMBER, "window_s": _NUMBER,
+            "targets": _object({"ttft_s": _or_null(_NUMBER), "tpot_s": _or_null(_NUMBER)}),
+            "gone": _list(_object({"id": _TEXT, "role": _TEXT, "since": _NUMBER})),
+            "columns": {**_ANY, "additionalProperties": _list(_or_null(_NUMBER))},
+        }
+    ),
+    "RecentRequests": _object({"running": _list(_REQUEST), "ended": _list(_REQUEST)}),
+    "Decisions": _object(
+        {
+            "decisions": _list(
+                _object(
+                    {
+                        "seq": _COUNT, "at": _NUMBER, "last_at": _NUMBER, "times": _COUNT,
+                        "kind": _TEXT, "what": _TEXT, "reason": _TEXT, "numbers": _ANY,
+                    }
+                )
+            )
+        }
+    ),
     "Error": _object({"error": _ERROR}),
 }  # fmt: skip

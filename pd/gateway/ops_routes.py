@@ -6,15 +6,13 @@ import asyncio
 import os
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pd.errors import RejectedError, RequestError
 from pd.gateway import parse
-from pd.gateway.endpoint import TENANT
-from pd.gateway.http import error_body, error_headers
+from pd.gateway.http import error_body, error_headers, json_response, operators_only
 from pd.gateway.link import CellLink
 from pd.gateway.served import ServedModel
 
@@ -69,13 +67,7 @@ class OpsRoutes:
     async def role(self, request: Request) -> Response:
         """Give a node another role, for good: {"role": "prefill", "migrate": true}. Not for
         tenants: the nodes are everybody's."""
-        if request.scope[TENANT]:
-            raise RequestError(
-                "a tenant's key cannot change roles: use the server's own, gateway.api_key",
-                code="not_allowed",
-                status=403,
-                kind="permission_error",
-            )
+        operators_only(request)
         body = parse.role_body(await request.body())
         node_id = request.path_params["node_id"]
         error = await self._link.change_role(node_id, body.role, migrate=body.migrate)
@@ -116,10 +108,6 @@ class OpsRoutes:
             "max_model_len": self._link.status().max_model_len or self._model.max_positions,
             "vocab_size": self._model.vocab_size,
         }
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
 
 
 def error_response(error: RequestError) -> Response:

@@ -24,6 +24,7 @@ from pd.gateway.served import ServedModel
 from pd.gateway.stalled import StallGuard
 from pd.gateway.stream import StreamFailedError
 from pd.gateway.tenants import Tenants
+from pd.gateway.tracing import TraceOptions, Tracer
 from pd.gateway.writer import ABORT
 from pd.policies.tenant_class import TenantClasses
 from pd.types import Peer
@@ -47,6 +48,7 @@ class GatewayOptions:
     classes: TenantClasses = field(default_factory=TenantClasses)
     limits: Limits = field(default_factory=Limits)
     link: LinkOptions = field(default_factory=LinkOptions)
+    trace: TraceOptions = field(default_factory=TraceOptions)
     drain_s: float = 10.0  # at shutdown, how long running requests may still take
     write_timeout_s: float = 60.0  # how long a client may leave a piece of its answer unread
     keep_alive_s: int = 75
@@ -80,7 +82,10 @@ class GatewayServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.port: int = self._socket.getsockname()[1]
         self.metrics = GatewayMetrics()
-        self.link = CellLink(options.gateway_id, mailbox, coordinator, self.metrics, options.link)
+        self.link = CellLink(
+            options.gateway_id, mailbox, coordinator, self.metrics, options.link,
+            tracer=Tracer(options.trace, options.gateway_id) if options.trace.enabled else None,
+        )  # fmt: skip
         self.app = build_app(
             self.model, self.link, options.limits,
             tenants=tenants, classes=options.classes, write_timeout_s=options.write_timeout_s,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pd.errors import RejectedError, RequestError
 from pd.gateway.record import RequestRecord
+from pd.gateway.trace_context import TraceContext
 from pd.timeline import Timeline
 from pd.types import FinishReason, Request, TokenEvent
 
@@ -34,7 +35,7 @@ class RunningRequest:
     __slots__ = (
         "record", "stream", "number", "timeline", "progress_s", "gap_since_s",
         "answer_by_s", "prefill", "decode", "interruptions", "outcome",
-        "moved_bytes", "early_bytes", "handoff_wait_s",
+        "moved_bytes", "early_bytes", "handoff_wait_s", "trace",
     )  # fmt: skip
 
     def __init__(self, request: Request, stream: TokenStream, number: int, now: float) -> None:
@@ -52,11 +53,16 @@ class RunningRequest:
         self.moved_bytes = 0
         self.early_bytes = 0
         self.handoff_wait_s = 0.0
+        self.trace: TraceContext | None = None  # which trace it belongs to, if any
         self.outcome: Outcome | None = None  # set where it does not follow from the record
 
     @property
     def id(self) -> str:
         return self.record.request.request_id
+
+    @property
+    def trace_id(self) -> str:
+        return "" if self.trace is None else self.trace.trace_id
 
     def runs(self, indices: Iterable[int], attempt: int) -> bool:
         """Whether this attempt of these sequences is the current one and goes on."""

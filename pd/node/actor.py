@@ -15,6 +15,7 @@ import time
 import ray
 
 from kvstore.layout import KVLayout
+from pd import logs
 from pd.node.process import NodeLaunch, NodeProcess
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,7 @@ class NodeActor:
     """Starts serving when it is made, so that a restarted actor does so by itself."""
 
     def __init__(self, launch: NodeLaunch) -> None:
-        logging.basicConfig(
-            level=logging.INFO, format=f"%(asctime)s {launch.node_id} %(levelname)s %(message)s"
-        )
+        logs.start(launch.node_id, launch.config.observe)
         self._process = NodeProcess(launch)
         self._ended = threading.Event()
         self._stopping = False

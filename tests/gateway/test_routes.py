@@ -14,7 +14,7 @@ from front import Front, serving
 from starlette.routing import Route
 
 from pd.gateway.limits import Limits
-from pd.gateway.openapi import OPEN_PATHS, description
+from pd.gateway.openapi import OPEN_PATHS, PAGE, PAGE_FILES, description
 
 KEY = "s3cret"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -60,7 +60,8 @@ def test_every_route_refuses_without_the_key(keyed: Front) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/", "/v1", "/v1/nothing", "/nothing", "/docs", "//health", "/health/", "/health/../v1/status",
-     "/metrics/x", "/%2e%2e/v1/status", "/HEALTH", "/v1/models/", "*", "/health%00", "/ready;/v1"],
+     "/metrics/x", "/%2e%2e/v1/status", "/HEALTH", "/v1/models/", "*", "/health%00", "/ready;/v1",
+     "/dashboard/", "/dashboard/x.js", "/dashboard/app.js/..", "/dashboard/index.html"],
 )  # fmt: skip
 def test_what_is_no_route_refuses_as_well(keyed: Front, path: str) -> None:
     """Default is closed: a path next to an open one is not open."""
@@ -71,7 +72,8 @@ def test_what_is_no_route_refuses_as_well(keyed: Front, path: str) -> None:
 
 
 def test_only_these_are_open() -> None:
-    assert {"/health", "/ready", "/metrics"} == OPEN_PATHS
+    page = {PAGE, *(f"{PAGE}/{name}" for name in PAGE_FILES)}
+    assert {"/health", "/ready", "/metrics"} | page == OPEN_PATHS
 
 
 # ---------------------------------------------------------------------- the description

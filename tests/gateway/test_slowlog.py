@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
 from pd.gateway.slowlog import SlowLog
 from pd.gateway.stream import Outcome, RunningRequest, TokenStream
+from pd.logs import TextFormatter
 from pd.types import SLO, Request, SamplingParams, TokenEvent
 
 LOGGER = "pd.gateway.slowlog"
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line says, as JSON has it."""
+    text = TextFormatter("gateway-0").format(record)
+    return json.loads(text.partition(" slow_request ")[2])
 
 
 def ended(ttft_s: float, slo: SLO, outcome: Outcome | None = None) -> RunningRequest:
@@ -25,6 +33,7 @@ def ended(ttft_s: float, slo: SLO, outcome: Outcome | None = None) -> RunningReq
         running.timeline.clocks[0].arrived(10.0 + ttft_s + position)
     running.timeline.prefilled(0.0, ttft_s / 2)
     running.outcome = outcome
+    running.timeline.end_s = 10.0 + ttft_s + 1
     return running
 
 
@@ -32,9 +41,11 @@ def test_a_late_request_is_described_by_stages(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING, LOGGER):
         SlowLog().ended(ended(4.0, SLO(1.0, 9.0)), 20.0)
     (record,) = caplog.records
-    word, _, text = record.getMessage().partition(" ")
-    line = json.loads(text)
-    assert word == "slow_request"
+    line = fields_of(record)
+    assert (record.getMessage(), record.request_id) == ("slow_request", "r")  # type: ignore[attr-defined]
+    assert [(each["name"], each["start_s"], each["end_s"]) for each in line["spans"]] == [
+        ("admit", 0.0, 2.0), ("compute", 2.0, 4.0), ("first_step", 4.0, 5.0)
+    ]  # fmt: skip
     assert (line["ttft_s"], line["ttft_target_s"], line["tpot_target_s"]) == (4.0, 1.0, 9.0)
     assert line["stages_s"] == {
         "queue": 2.0, "fetch": 0.0, "compute": 2.0, "transfer": 0.0, "first_step": 1.0
@@ -61,4 +72,4 @@ def test_an_overload_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> 
             slow.ended(late, 20.0)
         assert len(caplog.records) == 20
         slow.ended(late, 21.0)
-    assert json.loads(caplog.messages[-1].partition(" ")[2])["left_out"] == 980
+    assert fields_of(caplog.records[-1])["left_out"] == 980

@@ -30,7 +30,7 @@ from pd.messages import (
     Tokens,
     Welcome,
 )
-from pd.types import Peer, Request, TokenEvent, Work
+from pd.types import Notice, Peer, Request, TokenEvent, Work
 
 PREFILL, DECODE = "prefill-0", "decode-0"
 Script = Callable[[Request, int], list[int]]
@@ -63,6 +63,11 @@ class FakeCell:
         self.swap_first = False  # the first token arrives after the second
         self.fail_with: str | None = None  # a node's finish reason for the third token
         self.logprobs: Callable[[int], tuple[float, tuple[tuple[int, float], ...]]] | None = None
+        self.nodes: tuple[dict[str, Any], ...] = (
+            {"id": PREFILL, "role": "prefill", "epoch": 2, "num_waiting": 3, "free_blocks": 10},
+            {"id": DECODE, "role": "decode", "epoch": 3, "num_waiting": 0, "free_blocks": 5},
+        )
+        self.notices: list[Notice] = []
         self.works: list[Work] = []
         self.role_changes: list[ChangeRole] = []
         self.role_refusal = ""
@@ -122,12 +127,11 @@ class FakeCell:
         self._queue.put_nowait((sender, message))
 
     def say_status(self) -> None:
-        nodes: tuple[dict[str, Any], ...] = (
-            {"id": PREFILL, "role": "prefill", "epoch": 2, "num_waiting": 3, "free_blocks": 10},
-            {"id": DECODE, "role": "decode", "epoch": 3, "num_waiting": 0, "free_blocks": 5},
-        )
         reason = "" if self.ready else "no decode node is up"
-        self.say(CellStatus(self.ready, reason, nodes if self.ready else (), len(self.running)))
+        nodes = self.nodes if self.ready else ()
+        self.say(
+            CellStatus(self.ready, reason, nodes, len(self.running), notices=tuple(self.notices))
+        )
 
     def _on_submit(self, work: Work) -> None:
         self.works.append(work)
