@@ -115,7 +115,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
 }  # fmt: skip
 
 # The paths that need no key: probes and scrapers have none, nor has a browser that opens the page,
-# and nothing there tells about a request. Everything else needs one, whether a route was described here or not.
+# and nothing there tells about a request. Everything else needs one, whether a route was described
+# here or not.
 OPEN_PATHS = frozenset(path for (_, path), each in OPERATIONS.items() if each.open)
 
 
