@@ -28,6 +28,7 @@ import tokenizers
 
 from pd.gateway.limits import Limits
 from pd.gateway.server import GatewayOptions, GatewayServer
+from pd.gateway.tracing import TraceOptions
 from pd.mailbox import AsyncMailbox, Mailbox
 from pd.messages import (
     COORDINATOR,
@@ -115,11 +116,15 @@ def cell_main(pipe: Connection, script: list[int]) -> None:
 
 
 # ---------------------------------------------------------------------- the gateway
-def gateway_main(pipe: Connection, model_dir: str, coordinator: str) -> None:
+def gateway_main(
+    pipe: Connection, model_dir: str, coordinator: str, trace: TraceOptions | None = None
+) -> None:
+    """Serves until None comes through the pipe; answers everything else with its CPU time."""
+
     async def main() -> None:
         options = GatewayOptions(
             model_dir, model_name="bench", port=0, drain_s=0.0,
-            limits=Limits(max_model_len=100_000),
+            limits=Limits(max_model_len=100_000), trace=trace or TraceOptions(),
         )  # fmt: skip
         mailbox = AsyncMailbox(options.gateway_id, CLUSTER)
         server = GatewayServer(options, mailbox, Peer(COORDINATOR, 1, {"control": coordinator}))
@@ -158,9 +163,9 @@ def _has(module: str) -> bool:
 class Reader:
     """One client: counts the events of its stream and remembers when each came."""
 
-    def __init__(self, port: int, tokens: int) -> None:
+    def __init__(self, port: int, tokens: int, more: dict[str, Any]) -> None:
         body = json.dumps(
-            {"prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+            {"prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "stream": True, **more}
         ).encode()
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.sendall(
@@ -180,9 +185,9 @@ class Reader:
         self._tail = data[data.rfind(b"\n") + 1 :]  # never a whole event
 
 
-def read_all(port: int, streams: int, tokens: int) -> list[Reader]:
+def read_all(port: int, streams: int, tokens: int, more: dict[str, Any]) -> list[Reader]:
     selector = selectors.DefaultSelector()
-    readers = [Reader(port, tokens) for _ in range(streams)]
+    readers = [Reader(port, tokens, more) for _ in range(streams)]
     for reader in readers:
         selector.register(reader.socket, selectors.EVENT_READ, reader)
     running = streams
@@ -201,12 +206,19 @@ def read_all(port: int, streams: int, tokens: int) -> list[Reader]:
 
 # ---------------------------------------------------------------------- one measurement
 def measure(
-    cell: Connection, gateway: Connection, port: int, streams: int, tokens: int, step_s: float
+    cell: Connection,
+    gateway: Connection,
+    port: int,
+    streams: int,
+    tokens: int,
+    step_s: float,
+    **more: Any,
 ) -> dict[str, Any]:
+    """`more` goes into the body of every request."""
     cell.send({"streams": streams, "tokens": tokens, "step_s": step_s})
     gateway.send("cpu")
     before_s: float = gateway.recv()
-    readers = read_all(port, streams, tokens)
+    readers = read_all(port, streams, tokens, more)
     gateway.send("cpu")
     gateway_s = gateway.recv() - before_s
     sent = cell.recv()
