@@ -32,6 +32,7 @@ _BY_SECTION: Mapping[str, Reader] = {
     "gateway": "gateway",
     "slo": "cell",
     "balance": "cell",
+    "observe": "cell",
 }
 _BY_KEY: Mapping[str, Reader] = {
     "prefill": "supervisor",
@@ -48,6 +49,9 @@ _BY_KEY: Mapping[str, Reader] = {
     "threads_per_node": "node",
     "lease_s": "node",
     "fetch": "node",
+    "trace_endpoint": "gateway",
+    "trace_file": "gateway",
+    "trace_sample": "gateway",
     "host": "cell",
     "port": "cell",
 }
