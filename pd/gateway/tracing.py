@@ -8,6 +8,7 @@ decode.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ SERVICES: Mapping[Part, str] = {
 }  # fmt: skip
 GATEWAY = "pd-gateway"
 
-_FLUSH_MS = 2000
+_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Tracer:
         exporters = [_to_collector(options.endpoint)] if options.endpoint else []
         if self._file is not None:
             exporters.append(_to_file(self._file))
+        self._exporters = exporters
         self._processors = [BatchSpanProcessor(each) for each in exporters]
         sampler = ParentBased(TraceIdRatioBased(options.sample))
         self._tracers: dict[str, Any] = {}
@@ -113,9 +115,14 @@ class Tracer:
 
     def close(self) -> None:
         """Export what waits, for a short while at most."""
-        for processor in self._processors:
-            processor.force_flush(_FLUSH_MS)
-            processor.shutdown()
+        closing = [threading.Thread(target=each.shutdown, daemon=True) for each in self._processors]
+        for thread in closing:
+            thread.start()
+        for thread, exporter in zip(closing, self._exporters, strict=True):
+            thread.join(_CLOSE_S)
+            if thread.is_alive():  # a collector that is away is tried for long
+                exporter.shutdown()
+                thread.join(_CLOSE_S)
         if self._file is not None:
             self._file.close()
 
