@@ -30,8 +30,9 @@ from rich.console import Console
 from pd.cli.top import look
 from pd.cli.top_view import view
 from pd.client import Client
+from pd.cluster import Cluster
 
-SIZE = {"width": 1440, "height": 1180}
+SIZE = {"width": 1440, "height": 900}
 TOP_SIZE = (140, 44)
 CLIENTS = 12
 
@@ -43,18 +44,19 @@ def keep_asking(url: str, over: threading.Event, seed: int) -> None:
     with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
         while not over.is_set():
             if len(history) > 1500 or not history:
-                history = [draw.randrange(5, 500) for _ in range(draw.randrange(100, 600))]
+                history = [draw.randrange(5, 250) for _ in range(draw.randrange(100, 600))]
             body = {"prompt": history, "max_tokens": draw.randrange(20, 160), "ignore_eos": True}
             try:
-                client.post("/v1/completions", json=body)
+                client.post("/v1/completions", json=body).raise_for_status()
             except httpx.HTTPError as error:
                 say(f"a request failed: {error!r}")
-            history += [draw.randrange(5, 500) for _ in range(draw.randrange(20, 200))]
+                over.wait(1.0)
+            history += [draw.randrange(5, 250) for _ in range(draw.randrange(20, 200))]
             over.wait(draw.random() * 0.4)
 
 
 def shoot(page: Page, path: Path) -> None:
-    page.screenshot(path=path)
+    page.screenshot(path=path, full_page=True)
     say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -72,6 +74,22 @@ def draw_top(url: str, path: Path) -> None:
     out = Console(record=True, width=width, height=height, file=io.StringIO())
     out.print(view(seen, width, height))
     path.write_text(out.export_svg(title="pd top"))
+
+
+def under_load(page: Page, cluster: Cluster, args: argparse.Namespace) -> None:
+    """The loaded cell, then one that lost a decode node."""
+    time.sleep(args.seconds)
+    choose_request(page)
+    page.evaluate("window.scrollTo(0, 0)")
+    time.sleep(2.5)
+    shoot(page, args.out / "dashboard_loaded.png")
+    draw_top(cluster.url, args.out / "top.svg")
+    page.locator("#theme").click()
+    (pid,) = [pid for pid, name in node_pids(cluster).items() if name == "decode-1"]
+    os.kill(pid, signal.SIGKILL)
+    page.locator(".node.gone").wait_for(timeout=60_000)
+    time.sleep(1.0)
+    shoot(page, args.out / "dashboard_degraded.png")
 
 
 def main() -> None:
@@ -104,20 +122,12 @@ def main() -> None:
             ]
             for thread in threads:
                 thread.start()
-            time.sleep(args.seconds)
-            choose_request(page)
-            time.sleep(2.5)
-            shoot(page, args.out / "dashboard_loaded.png")
-            draw_top(cluster.url, args.out / "top.svg")
-            page.locator("#theme").click()
-            (pid,) = [pid for pid, name in node_pids(cluster).items() if name == "decode-1"]
-            os.kill(pid, signal.SIGKILL)
-            page.locator(".node.gone").wait_for(timeout=60_000)
-            time.sleep(2.5)
-            shoot(page, args.out / "dashboard_degraded.png")
-            over.set()
-            for thread in threads:
-                thread.join()
+            try:
+                under_load(page, cluster, args)
+            finally:
+                over.set()
+                for thread in threads:
+                    thread.join()
         browser.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import select
 import sys
 import time
@@ -114,6 +115,9 @@ def _pressed_q(timeout_s: float) -> bool:
         return False
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        if select.select([sys.stdin], [], [], left)[0] and sys.stdin.read(1) in ("q", "Q"):
-            return True
+        if select.select([sys.stdin], [], [], left)[0]:
+            # Past Python's own buffer, which `select` does not see.
+            pressed = os.read(sys.stdin.fileno(), 64)
+            if not pressed or pressed.lower().count(b"q"):
+                return True
     return False

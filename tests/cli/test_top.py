@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,3 +159,30 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
 
     assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
     assert "pd: error:" in capsys.readouterr().err
+
+
+def test_q_leaves_a_terminal_as_it_was(url: str) -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pd.cli.main", "top", "--url", url, "--interval", "0.2"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    try:
+        shown, deadline = b"", time.monotonic() + 60
+        while b"tiny" not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 1.0)[0]:
+                shown += os.read(ours, 1 << 16)
+        os.write(ours, b"xq")
+        while process.poll() is None:  # what it still writes has to be taken
+            assert time.monotonic() < deadline, "q does not leave"
+            if select.select([ours], [], [], 0.1)[0]:
+                os.read(ours, 1 << 16)
+        assert process.returncode == 0
+        assert termios.tcgetattr(theirs)[3] == before[3], "echo and lines are back"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)

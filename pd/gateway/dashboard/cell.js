@@ -19,7 +19,7 @@ function card(node) {
       el("span", { class: `dot ${mood(node)}` }), el("b", {}, node.id),
       el("span", { class: "pale" }, node.silent_s > SILENT_S ? `silent for ${seconds(node.silent_s)}` : node.state)),
     el("div", { class: "facts", title: `process ${node.pid} on ${node.host}` },
-      `${node.host} · ${node.device} · epoch ${node.epoch}` + (node.role === "pool" ? "" : ` · step ${seconds(node.step_s)}`)));
+      `${node.host} · ${node.device} · epoch ${node.epoch}` + (node.step_s ? ` · step ${seconds(node.step_s)}` : "")));
   if (node.role === "pool") {
     made.append(meter("memory", node.cached_blocks / (node.num_blocks || 1), percent(node.cached_blocks / (node.num_blocks || 1))));
     if (node.num_disk_blocks) made.append(meter("disk", node.disk_blocks / node.num_disk_blocks, percent(node.disk_blocks / node.num_disk_blocks)));

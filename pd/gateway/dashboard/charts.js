@@ -26,7 +26,7 @@ export function lines(figure, { title, times, series, format, start, end, target
   let top = 0;
   for (const { values } of series) for (const i of shown) top = Math.max(top, values[i] ?? 0);
   // A target far above what is measured would flatten everything: then it is left out.
-  if (target !== null && target <= top * 3) top = Math.max(top, target);
+  if (target !== null && (top === 0 || target <= top * 3)) top = Math.max(top, target);
   top = roundUp(top * 1.05);
   const x = (time) => LEFT + ((time - start) / (end - start)) * (width - LEFT - RIGHT);
   const y = (value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);

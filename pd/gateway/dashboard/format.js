@@ -25,7 +25,8 @@ export function bytes(value) {
   return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
-export const percent = (share) => (share === null ? "-" : `${(share * 100).toFixed(share < 0.9995 ? 1 : 0)} %`);
+export const percent = (share) =>
+  share === null ? "-" : `${(share * 100).toFixed(share > 0 && share < 0.9995 ? 1 : 0)} %`;
 
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB");
 
