@@ -2,10 +2,12 @@
 
 What is expected of a step is what it would take on the other nodes of the same role and device, by
 what they showed; a node without such peers is compared with itself. Only steps that are longer than
-usual among them are looked into.
+usual among them are looked into, and only of nodes whose work another could do.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from pd.member import Node
 from pd.members import Members
@@ -30,6 +32,7 @@ class Health:
         self._breakers: dict[tuple[str, int], Breaker] = {}  # by id and epoch
         self._alike: dict[_Kind, list[Node]] = {}
         self._usual_s: dict[_Kind, float] = {}
+        self._num_nodes: Counter[Role] = Counter()
 
     def observe(self, sender: str, snapshot: NodeSnapshot, now: float) -> None:
         node, step_s = self._members.nodes.get(sender), snapshot.step_s
@@ -39,7 +42,7 @@ class Health:
         usual_s = self._usual_s.setdefault(kind, step_s)
         self._usual_s[kind] = usual_s + _SMOOTHING * (step_s - usual_s)
         breaker = self._breakers.get((node.id, node.epoch))
-        if step_s < _UNUSUAL * usual_s and breaker is None:
+        if breaker is None and (step_s < _UNUSUAL * usual_s or not self._others_for(node)):
             return
         load = snapshot.step_seqs, snapshot.step_context, snapshot.step_prompt_tokens
         others = (other for other in self._alike.get(kind, ()) if other is not node)
@@ -61,6 +64,7 @@ class Health:
                 self._say(nodes[key], breaker)
             if breaker.at_rest:
                 del self._breakers[key]
+        self._num_nodes = Counter(node.hello.role for node in nodes.values())
         self._alike.clear()
         for node in nodes.values():
             if self.works(node):
@@ -78,6 +82,11 @@ class Health:
             breaker = self._breakers.get((node.id, node.epoch))
             if breaker is not None:
                 breaker.sent()
+
+    def _others_for(self, node: Node) -> int:
+        """How many other nodes could do what this one does."""
+        role, count = node.hello.role, self._num_nodes
+        return (count.total() if role == "mixed" else count[role] + count["mixed"]) - 1
 
     def _say(
         self, node: Node, breaker: Breaker, step_s: float = 0.0, expected: float = 0.0
