@@ -266,7 +266,8 @@ class Coordinator:
         assignments = self._assigned.setdefault(request.request_id, {})
         admitted = Admitted(
             request.request_id, work.indices, work.attempt, prefill.id, decode.id,
-            prefill.epoch, decode.epoch,
+            prefill.epoch, decode.epoch, route.num_cached * prefill.hello.block_size,
+            route.sources[0].holder if route.sources else "", route.forecast.ttft_s,
         )  # fmt: skip
         assignment = Assignment(request.gateway, transfer_id, admitted)
         assignments.update(dict.fromkeys(work.indices, assignment))

@@ -57,7 +57,11 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Where the work runs: its nodes, and the epochs they were in."""
+    """Where the work runs: its nodes, and the epochs they were in.
+
+    And what spoke for it: prompt tokens that the prefill node has already, who has more of the
+    prompt, and when its first token was predicted, in seconds, if it has targets.
+    """
 
     request_id: str
     indices: tuple[int, ...]
@@ -66,6 +70,9 @@ class Admitted:
     decode: str
     prefill_epoch: int = 0
     decode_epoch: int = 0
+    cached_tokens: int = 0
+    fetch_from: str = ""
+    predicted_ttft_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def describe(running: RunningRequest, now: float) -> dict[str, Any]:
         ],
         "prefill_node": running.prefill,
         "decode_node": running.decode,
+        "placement": _placement(running),
         "attempts": record.attempts,
         "kv_moved_bytes": running.moved_bytes,
         "interruptions": [
@@ -67,3 +68,15 @@ def describe(running: RunningRequest, now: float) -> dict[str, Any]:
         "num_interruptions": running.interruptions,
         "error": record.error,
     }
+
+
+def _placement(running: RunningRequest) -> dict[str, Any] | None:
+    """Why it runs where it does; None before it was placed."""
+    for seq in running.record.sequences:
+        if seq.admitted is not None:
+            return {
+                "cached_tokens": seq.admitted.cached_tokens,
+                "fetch_from": seq.admitted.fetch_from,
+                "predicted_ttft_s": seq.admitted.predicted_ttft_s,
+            }
+    return None

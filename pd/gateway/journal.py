@@ -48,7 +48,8 @@ class Journal:
     def ended(self, running: RunningRequest, now: float) -> None:
         self._metrics.ended(running)
         self._slow_log.ended(running, now)
-        self._ended.append(self._tell(running, now))
+        if running.outcome != "rejected":  # those are counted, and would crowd out all others
+            self._ended.append(self._tell(running, now))
         if self._tracer is not None:
             self._tracer.ended(running, self._wall() - now)
 

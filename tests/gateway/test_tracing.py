@@ -22,6 +22,7 @@ pytest.importorskip("opentelemetry.sdk", reason="pip install 'pd-serve[trace]'")
 
 from pd.gateway.tracing import SERVICES, TraceOptions, Tracer
 
+OTLP = "opentelemetry.exporter.otlp.proto.http"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
@@ -132,6 +133,7 @@ def test_interruptions_and_rejections_are_seen(traced: list[dict[str, Any]]) -> 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
     """An OTLP collector on this host, and what it has got."""
+    pytest.importorskip(OTLP, reason="pip install 'pd-serve[trace]'")
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     got: list[Any] = []
@@ -173,6 +175,7 @@ def test_a_collector_gets_all_services(text_model_dir: Path) -> None:
 
 
 def test_a_collector_that_is_away_hurts_nobody(text_model_dir: Path) -> None:
+    pytest.importorskip(OTLP, reason="pip install 'pd-serve[trace]'")
     with serving(text_model_dir, trace=TraceOptions(endpoint="http://127.0.0.1:9")) as front:
         ask(front, f"00-{TRACE}-{SPAN}-01", 1)
 

@@ -24,6 +24,9 @@ def test_requests_are_told_with_their_timelines(front: Front) -> None:
     (told, *_) = front.http.get("/v1/requests/recent").json()["ended"]
     assert (told["outcome"], told["attained"], told["output_tokens"]) == ("finished", True, 12)
     assert (told["prefill_node"], told["decode_node"]) == ("prefill-0", "decode-0")
+    assert told["placement"] == {
+        "cached_tokens": 8, "fetch_from": "pool-0", "predicted_ttft_s": 0.25
+    }  # fmt: skip
     names = [span["name"] for span in told["spans"]]
     assert names[0] == "admit" and names[-1] == "decode"
     assert told["spans"][-1]["end_s"] == pytest.approx(told["e2e_s"], abs=1e-5)

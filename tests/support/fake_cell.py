@@ -142,7 +142,8 @@ class FakeCell:
             self.say(rejected)
             return
         request_id = work.request.request_id
-        self.say(Admitted(request_id, work.indices, work.attempt, PREFILL, DECODE))
+        why = {"cached_tokens": 8, "fetch_from": "pool-0", "predicted_ttft_s": 0.25}
+        self.say(Admitted(request_id, work.indices, work.attempt, PREFILL, DECODE, **why))  # type: ignore[arg-type]
         for index in work.indices:
             self.running.add((request_id, index, work.attempt))
         task = asyncio.get_running_loop().create_task(self._run(work))

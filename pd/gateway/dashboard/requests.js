@@ -11,6 +11,15 @@ function verdict(request) {
   return request.attained ? ["on time", "good"] : [`late: ${request.missed.join(", ")}`, "warn"];
 }
 
+// Why it runs where it does.
+function placement(why) {
+  if (!why) return "-";
+  const parts = [`${count(why.cached_tokens)} tokens of the prompt were there`];
+  if (why.fetch_from) parts.push(`${why.fetch_from} has more`);
+  if (why.predicted_ttft_s !== null) parts.push(`first token predicted in ${seconds(why.predicted_ttft_s)}`);
+  return parts.join(", ");
+}
+
 // rows: newest first; chosen: an id; choose(id)
 export function list(place, rows, chosen, choose) {
   if (!rows.length) {
@@ -65,6 +74,7 @@ export function waterfall(place, request) {
     ["then, each", seconds(request.tpot_s) + target(request.tpot_target_s)],
     ["tokens", `${count(request.prompt_tokens)} prompt, ${count(request.output_tokens)} output`],
     ["nodes", request.prefill_node === request.decode_node ? request.prefill_node || "-" : `${request.prefill_node} to ${request.decode_node}`],
+    ["placed", placement(request.placement)],
     ["KV moved", bytes(request.kv_moved_bytes)],
     ["tenant", [request.tenant, request.tenant_class].filter(Boolean).join(", ") || "-"],
     ["trace", request.trace_id || "-"],
