@@ -6,7 +6,7 @@
 #   start_ray.sh worker                   a worker of a cloud, whose node type says what it is
 #
 # ROLE is prefill, decode, mixed or pool, with `:N` where N nodes have room. RAY_HEAD_IP is where
-# the head is, for a worker. PD_VENV is the environment that setup_env.sh made.
+# the head is, for a worker. PD_VENV is the environment that setup_env.sh made, ~/pd-env if unset.
 set -euo pipefail
 
 # Ray's ports let in whoever has the token of ~/.ray/auth_token, and nobody else.
@@ -15,7 +15,7 @@ export RAY_AUTH_MODE=token
 export RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_kill_worker_timeout_milliseconds=500
 # A host that cannot be reached is given up after 5 times 12 s.
 export RAY_health_check_failure_threshold=12
-PATH=${PD_VENV:-$HOME/pd/.venv}/bin:$PATH
+PATH=${PD_VENV:-$HOME/pd-env}/bin:$PATH
 [[ -s ~/.ray/auth_token ]] || {
     echo "no token in ~/.ray/auth_token: make one with 'ray get-auth-token --generate' where" \
         "'ray up' runs, and start again" >&2

@@ -76,6 +76,24 @@ def test_nobody_is_let_in_without_a_key(name: str) -> None:
     assert "0.0.0.0" not in text and "dashboard-host" not in text
 
 
+@pytest.mark.parametrize("name", ["local", *CLOUDS])
+def test_all_of_the_package_is_copied(name: str) -> None:
+    """What is installed on a host is there: every package, and what pyproject.toml names."""
+    mounts = load(name)["file_mounts"]
+    copied = {local for remote, local in mounts.items() if remote == f"~/pd/{local}"}
+    assert copied | {"~/.ray/auth_token"} == set(mounts.values())
+    assert all((ROOT / each).exists() for each in copied)
+    project = (ROOT / "pyproject.toml").read_text()
+    packages = re.search(r"^packages = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    assert packages is not None
+    folders = {each.split(".")[0] for each in re.findall(r'"([\w.]+)"', packages[1])}
+    assert copied >= {*(folders - {"pd_kernels"}), "kernels", "scripts", "pyproject.toml"}
+    assert copied >= set(re.findall(r'^(?:readme = |license-files = \[)"([\w.]+)"', project, re.M))
+    (setup,) = load(name)["setup_commands"]
+    assert setup.endswith("bash ~/pd/scripts/setup_env.sh cpu,models")
+    assert "PD_VENV=${PD_VENV:-~/pd-env}" in setup, "outside of what is copied"
+
+
 # ---------------------------------------------------------------------- what starts Ray
 @pytest.fixture
 def host(tmp_path: Path) -> dict[str, str]:
