@@ -13,6 +13,7 @@ import argparse
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -73,7 +74,9 @@ def draw_top(url: str, path: Path) -> None:
         seen = look(client)
     out = Console(record=True, width=width, height=height, file=io.StringIO())
     out.print(view(seen, width, height))
-    path.write_text(out.export_svg(title="pd top"))
+    drawn = out.export_svg(title="pd top")
+    # Any font of fixed width does; a picture has nothing to load from elsewhere.
+    path.write_text(re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", drawn, flags=re.DOTALL))
 
 
 def under_load(page: Page, cluster: Cluster, args: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ def spark(values: Sequence[float | None], width: int) -> str:
 
 def gauge(share: float, width: int = 12) -> Text:
     full = round(max(0.0, min(1.0, share)) * width)
-    return Text("█" * full, "blue") + Text("░" * (width - full), "bright_black")
+    return Text("━" * full, "blue") + Text("━" * (width - full), "bright_black")
 
 
 def waterfall(request: Seen, longest_s: float, width: int) -> Text:
@@ -78,7 +78,7 @@ def waterfall(request: Seen, longest_s: float, width: int) -> Text:
     drawn, at = Text(), 0
     for span in request["spans"]:
         end = round(span["end_s"] / max(longest_s, 1e-9) * width)
-        drawn.append("█" * (end - at), PARTS[span["name"]])
+        drawn.append("━" * (end - at), PARTS[span["name"]])
         at = max(at, end)
     return drawn
 
@@ -148,7 +148,7 @@ def _curves(columns: Seen, targets: Mapping[str, float | None], width: int) -> T
     tokens = columns.get("tokens_per_s", [])
     made.add_row("tokens/s", Text(spark(tokens, width), "cyan"), f"{(tokens or [0.0])[-1]:.1f}/s")
     running = columns.get("running", [])
-    made.add_row("streaming", Text(spark(running, width), "cyan"), f"{(running or [0])[-1]}\n")
+    made.add_row("streaming", Text(spark(running, width), "cyan"), f"{(running or [0])[-1]:.0f}\n")
     return made
 
 
@@ -214,7 +214,7 @@ def _requests(requests: Sequence[Seen], width: int) -> RenderableType:
 
 def _legend() -> Iterator[str | tuple[str, str]]:
     for name, colour in PARTS.items():
-        yield ("█ ", colour)
+        yield ("━ ", colour)
         yield (f"{name.replace('_', ' ')}  ", "bright_black")
     yield "\n"
 
