@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 from bench_front import write_model
 from benchlib.cells import node_pids, resolve, running, say
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
@@ -57,7 +58,8 @@ def keep_asking(url: str, over: threading.Event, seed: int) -> None:
 
 
 def shoot(page: Page, path: Path) -> None:
-    page.screenshot(path=path, full_page=True)
+    drawn = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    drawn.quantize(128).save(path, optimize=True)  # few colours: a third of the bytes
     say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -111,14 +111,14 @@ function tiles(status, told) {
   const ttft = column("ttft_p90").at(-1) ?? null, tpot = column("tpot_p90").at(-1) ?? null;
   const refused = lately("rejected_per_s") ?? 0, resumed = lately("interrupted_per_s") ?? 0;
   $("tiles").replaceChildren(
-    tile("attainment", share === null ? "-" : percent(share), "met their targets, 1 min", share === null ? "" : share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"),
-    tile("goodput", share === null ? "-" : `${count(good)}/s`, "on time, last minute"),
+    tile("attainment", share === null ? "-" : percent(share), "met targets, 1 min", share === null ? "" : share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"),
+    tile("goodput", share === null ? "-" : `${count(good)}/s`, "on time, 1 min"),
     tile("TTFT p90", seconds(ttft), aim(told.targets.ttft_s), over(ttft, told.targets.ttft_s)),
     tile("TPOT p90", seconds(tpot), aim(told.targets.tpot_s), over(tpot, told.targets.tpot_s)),
-    tile("tokens", `${count(lately("tokens_per_s") ?? 0)}/s`, "to clients, last minute"),
+    tile("tokens", `${count(lately("tokens_per_s") ?? 0)}/s`, "to clients, 1 min"),
     tile("in flight", count(status.num_requests), `${status.gateway.running} stream, ${status.gateway.waiting} wait`),
     tile("refused", `${count(refused)}/s`, "429 and 503, 1 min", refused > 0 ? "warn" : ""),
-    tile("resumed", `${count(resumed)}/s`, "elsewhere, last minute", resumed > 0 ? "warn" : ""));
+    tile("resumed", `${count(resumed)}/s`, "elsewhere, 1 min", resumed > 0 ? "warn" : ""));
 }
 
 function charts(told) {

@@ -2,7 +2,7 @@
 
 import { clock, el } from "./format.js";
 
-const HEIGHT = 138, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const HEIGHT = 138, LEFT = 54, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const SVG = "http://www.w3.org/2000/svg";
 
 function draw(name, attributes, text) {
