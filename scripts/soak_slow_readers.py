@@ -37,6 +37,7 @@ from benchlib.report import options_of, percentile, write_json  # noqa: E402
 MIB = 1 << 20
 _EVENT = b'data: {"id"'
 _FOREVER = 10_000_000  # tokens
+_NAME = "m" * 1000  # every event has it: buffers fill without many events
 _LONGER = 1.1  # what the p99 may be
 # Of a slow client: what gateway and kernel keep (docs/operations.md), and some for its tokens.
 _BOUND_BYTES = 64 * 1024 + 256 * 1024 + 256 * 1024
@@ -208,7 +209,9 @@ async def _serve(args: argparse.Namespace) -> None:
         cell = FakeCell()
         cell.step_s = args.step_ms / 1e3
         cell.script = lambda request, index: text_tokens("x" * 1000)[:-1]
-        options = GatewayOptions(model, port=0, write_timeout_s=args.write_timeout_s, drain_s=0.0)
+        options = GatewayOptions(
+            model, model_name=_NAME, port=0, write_timeout_s=args.write_timeout_s, drain_s=0.0
+        )
         server = GatewayServer(options, cell, Peer(COORDINATOR, 1))
         serving = asyncio.create_task(server.serve())
         while not server.link.readiness()[0]:  # noqa: ASYNC110
@@ -222,7 +225,7 @@ async def _serve(args: argparse.Namespace) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clients", type=int, default=200, help="that read one byte a second")
-    parser.add_argument("--n", type=int, default=6, help="outputs of each of their requests")
+    parser.add_argument("--n", type=int, default=1, help="outputs of each of their requests")
     parser.add_argument("--timed", type=int, default=8, help="clients whose gaps are timed")
     parser.add_argument("--step-ms", type=float, default=100.0, help="between tokens of a stream")
     parser.add_argument("--write-timeout-s", type=float, default=10.0)
