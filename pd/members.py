@@ -305,7 +305,12 @@ class Members:
             if later or ends or epoch <= self._buried.get(member_id, 0):
                 self._outbox.add(Kill(member_id, hello.incarnation, "was given up before"))
                 return True
-        return (member_id, hello.incarnation) in self._dead
+        if (member_id, hello.incarnation) in self._dead:
+            return True
+        # A hello may come late: it is one of a process whose successor is here already. Where
+        # hosts' clocks disagree it is the successor's, who asks again when this one is gone.
+        present = self._present(member_id)
+        return not epoch and present is not None and hello.incarnation < present.incarnation
 
     def _epoch_for(self, hello: NodeHello | GatewayHello) -> int:
         """The one it has from an earlier coordinator, or a new one."""

@@ -14,7 +14,8 @@ SUPERVISOR = "supervisor"  # what starts and ends processes, and asks the coordi
 
 @dataclass(frozen=True, slots=True)
 class NodeHello:
-    """A node process asks to join; `incarnation` is random, new for every process.
+    """A node process asks to join; `incarnation` is when it began, in ns since 1970: more than that
+    of any process before it under its id.
 
     One that was welcomed before says so: its `epoch`, and the `peers` it was last told of. A
     coordinator that has just been started anew learns from that who is in its cell.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class PoolProcess:
 
     def __init__(self, launch: PoolLaunch) -> None:
         self.launch = launch
-        self.incarnation = secrets.randbits(63) | 1
+        self.incarnation = time.time_ns()
         config, layout = launch.config, launch.layout
         if config.pool.pool_dtype != "auto":
             layout = replace(layout, dtype=config.pool.pool_dtype)

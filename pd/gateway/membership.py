@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -49,7 +49,7 @@ class Membership:
         self._timeout_s = timeout_s
         self._hello = GatewayHello(
             gateway_id,
-            secrets.randbits(62),
+            time.time_ns(),
             {"control": mailbox.endpoint},
             os.getpid(),
             socket.gethostname(),
@@ -67,7 +67,7 @@ class Membership:
 
     @property
     def incarnation(self) -> int:
-        """Random, another one for every process."""
+        """When this process began, which tells it from those before it."""
         return self._hello.incarnation
 
     @property

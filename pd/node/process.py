@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class NodeProcess:
 
     def __init__(self, launch: NodeLaunch) -> None:
         self.launch = launch
-        self.incarnation = secrets.randbits(63) | 1
+        self.incarnation = time.time_ns()
         self._arena: KVArena | None = None
         config = launch.config
         self._mailbox = Mailbox(

@@ -284,3 +284,10 @@ def test_a_pool_serves_nothing(cell: Cell) -> None:
     assert cell.members.missing() == "no node has joined yet" and not cell.members.serving
     cell.node("p0", role="prefill")
     assert cell.members.missing() == "no decode node is up"
+
+
+def test_a_late_hello_of_an_earlier_process_is_no_new_process(cell: Cell) -> None:
+    cell.node("d0", incarnation=7)
+    assert cell.node("d0", incarnation=6) is None
+    assert cell.members.nodes["d0"].incarnation == 7
+    assert cell.node("d0", incarnation=8).incarnation == 7
