@@ -22,6 +22,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pd.messages import BlockEvents
 from pd.types import Tier
@@ -47,8 +48,7 @@ _MAX_SHARED = 16 << 20
 _SHARED_COST = 160
 
 
-@dataclass(frozen=True, slots=True)
-class Leading:
+class Leading(NamedTuple):
     """The first `blocks` of a prompt, without a hole; `slow` of them only on the disk."""
 
     blocks: int
@@ -262,10 +262,14 @@ class PrefixDirectory:
         leading: dict[str, Leading],
     ) -> None:  # fmt: skip
         """Move the holders that are not in `still` from `slow` to `leading`."""
+        parts: dict[int, Leading] = {}  # many have just as much
         for slot in [slot for slot in slow if slot not in still]:
-            name = self._names[slot]
+            name, num_slow = self._names[slot], slow.pop(slot)
             assert name is not None
-            leading[name] = Leading(blocks, slow.pop(slot))
+            part = parts.get(num_slow)
+            if part is None:
+                part = parts[num_slow] = Leading(blocks, num_slow)
+            leading[name] = part
 
     # ------------------------------------------------------------------ memory
     def sweep(self, limit: int) -> int:

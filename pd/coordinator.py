@@ -48,9 +48,8 @@ from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
-from pd.policies.candidate import Candidate
 from pd.policies.early_reject import reject_early
-from pd.policies.fit import fits, never_fits
+from pd.policies.fit import never_fits
 from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
 from pd.types import Request, Role, Work
@@ -224,8 +223,10 @@ class Coordinator:
 
     def _start(self, work: Work, query: Query) -> bool:
         """Place it, or refuse what is new and too much; False if there is no node for it."""
-        route = self.router.route(query, self._candidates(work, slow=False))
-        route = route or self.router.route(query, self._candidates(work))
+        slow = self.health.slow()
+        route = self.router.route(query, self.members.fleet_for(work, without=slow))
+        if route is None and slow:
+            route = self.router.route(query, self.members.fleet_for(work))
         if route is None:
             return False
         overload = None if work.attempt else self._overload(work.request, route)
@@ -390,22 +391,12 @@ class Coordinator:
         self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
 
     # -------------------------------------------------------------- views
-    def _candidates(self, work: Work | None = None, *, slow: bool = True) -> list[Candidate]:
-        """The nodes as routing sees them; with `work`, those that can hold it."""
-        return [
-            node.candidate()
-            for node in self.members.serving
-            if slow or self.health.works(node)
-            if work is None or fits(node.hello, work, prefill=node.hello.role == "prefill")
-        ]
-
     def _lacks(self) -> str:
         return self.members.missing() or "no node with room for a prompt of this size is up"
 
     def _num_waiting(self) -> int:
         """Prompts in the cell that have not been computed yet, on the way ones included."""
-        prompts = sum(node.candidate().num_prompts for node in self.members.serving)
-        return prompts + len(self._parked)
+        return self.members.fleet.num_prompts + len(self._parked)
 
     def _overload(self, request: Request, route: Route) -> Overload | None:
         """Why this request is turned away, or None."""
@@ -417,7 +408,7 @@ class Coordinator:
             if limits.admission == "queue":
                 return None
             return reject_early(route.forecast, request.slo, limits.admission_margin)
-        waits = (c.wait_s() for c in self._candidates() if c.role != "decode")
+        waits = (c.wait_s() for c in self.members.fleet.nodes.values() if c.role != "decode")
         return admit(waiting, limit, min(waits, default=0.0))
 
     def status(self, now: float) -> CellStatus:

@@ -66,16 +66,21 @@ class Health:
                 del self._breakers[key]
         self._num_nodes = Counter(node.hello.role for node in nodes.values())
         self._alike.clear()
+        slow = self.slow()
         for node in nodes.values():
-            if self.works(node):
+            if node.id not in slow:
                 alike = self._alike.setdefault(_kind(node), [])
                 if len(alike) <= _MAX_PEERS:
                     alike.append(node)
 
-    def works(self, node: Node) -> bool:
-        """Whether it should be given work, if there is a choice."""
-        breaker = self._breakers.get((node.id, node.epoch))
-        return breaker is None or breaker.admits
+    def slow(self) -> set[str]:
+        """The nodes that should not be given work, if there is a choice."""
+        nodes = self._members.nodes
+        return {
+            node_id
+            for (node_id, epoch), breaker in self._breakers.items()
+            if not breaker.admits and node_id in nodes and nodes[node_id].epoch == epoch
+        }
 
     def sent(self, *nodes: Node) -> None:
         for node in nodes:

@@ -71,6 +71,7 @@ class Node:
     leaving: Leaving | None = None
     circuit: Circuit = Circuit.CLOSED  # as `pd.health` has it
     _candidate: Candidate | None = None
+    _outdated: dict[str, None] | None = None  # where it notes that its candidate is, under its id
 
     @property
     def id(self) -> str:
@@ -111,19 +112,19 @@ class Node:
             self.last_prefill = transfer_id
         if credit.seqs:
             self.last_decode = transfer_id
-        self._candidate = None
+        self._changed()
 
     def discharge(self, transfer_id: int) -> None:
         """It did not arrive."""
         self.credit.pop(transfer_id, None)
-        self._candidate = None
+        self._changed()
 
     def take_role(self, role: Role) -> None:
         """Begin to change, or go back."""
         old = self.hello.role
         self.former = None if self.former == role else self.former or old
         self.hello = replace(self.hello, role=role)
-        self._candidate = None
+        self._changed()
 
     @property
     def settled(self) -> bool:
@@ -148,7 +149,7 @@ class Node:
                 self.leaving.idle_since = None
             elif self.leaving.idle_since is None:
                 self.leaving.idle_since = self.last_heard
-        self._candidate = None
+        self._changed()
 
     def _has_work(self) -> bool:
         snapshot = self.snapshot
@@ -156,7 +157,13 @@ class Node:
             self.credit or snapshot.num_waiting or snapshot.num_running or snapshot.num_reserving
         )
 
+    def _changed(self) -> None:
+        self._candidate = None
+        if self._outdated is not None:
+            self._outdated[self.id] = None
+
     def candidate(self) -> Candidate:
+        """How routing sees it now."""
         if self._candidate is None:
             hello, credits = self.hello, self.credit.values()
             self._candidate = Candidate(

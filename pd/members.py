@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from pd.holders import Holders
@@ -19,8 +19,10 @@ from pd.messages import (
     Welcome,
 )
 from pd.outbox import ANY_PROCESS, Kill, Outbox
+from pd.policies.candidate import Fleet
+from pd.policies.fit import fits, kind_of
 from pd.policies.pools import assign_pools
-from pd.types import NodeSnapshot, Peer, Role
+from pd.types import NodeSnapshot, Peer, Role, Work
 
 _CONFIRM_S = 1.0  # after which a node that has not taken on its role is told again
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
@@ -63,6 +65,9 @@ class Members:
         self._roles: dict[str, SetRole] = {}  # of nodes that have another than they came with
         self._changing: dict[str, float] = {}  # nodes that have not confirmed theirs, when asked
         self._pools_to_tell = False
+        self._fleet: Fleet | None = None  # None once another node serves, or in another role
+        self._kinds: tuple[NodeHello, ...] = ()  # one of every kind of node that is in it
+        self._outdated: dict[str, None] = {}  # nodes that changed since they were put into it
 
     def knows(self, hello: NodeHello | GatewayHello) -> bool:
         """Whether this very process is a member."""
@@ -83,7 +88,8 @@ class Members:
             hello.node_id, hello.role, epoch,
             num_blocks=hello.num_blocks, free_blocks=hello.num_blocks,
         )  # fmt: skip
-        self.nodes[hello.node_id] = Node(hello, epoch, now, empty)
+        self._fleet = None
+        self.nodes[hello.node_id] = Node(hello, epoch, now, empty, _outdated=self._outdated)
         self._holders.join(hello.node_id)
         self._welcome(hello.node_id, hello.incarnation, epoch)
         if hello.epoch:
@@ -220,6 +226,7 @@ class Members:
         if old == role:
             return ""
         node.take_role(role)
+        self._fleet = None
         # Whatever else comes back later, with the nodes that are up now the cell can serve then.
         if lacking := self.missing():
             node.take_role(old)
@@ -236,6 +243,7 @@ class Members:
         if node.leaving is not None:
             return ""
         node.leaving = Leaving(now + move_s)
+        self._fleet = None
         if lacking := self.missing():
             node.leaving = None
             return f"{node_id} has to stay: without it {lacking}"
@@ -257,6 +265,35 @@ class Members:
     def serving(self) -> list[Node]:
         """The nodes that requests are sent to: all but the pools and those that are to end."""
         return [node for node in self.nodes.values() if node.serves and node.leaving is None]
+
+    @property
+    def fleet(self) -> Fleet:
+        """These nodes as routing sees them now."""
+        if self._fleet is None:
+            serving = self.serving
+            self._fleet = Fleet(node.candidate() for node in serving)
+            kinds = {kind_of(node.hello): node.hello for node in serving}
+            self._kinds = tuple(kinds.values())
+        else:
+            for node_id in self._outdated:
+                if node_id in self._fleet.nodes:
+                    self._fleet.put(self.nodes[node_id].candidate())
+        self._outdated.clear()
+        return self._fleet
+
+    def fleet_for(self, work: Work, *, without: Collection[str] = ()) -> Fleet:
+        """Those that can hold this work, `without` some."""
+        fleet = self.fleet
+        if not without and all(
+            fits(hello, work, prefill=hello.role == "prefill") for hello in self._kinds
+        ):
+            return fleet
+        return Fleet(
+            node.candidate()
+            for node in self.serving
+            if node.id not in without
+            if fits(node.hello, work, prefill=node.hello.role == "prefill")
+        )
 
     def pool_not_told(self, node_id: str) -> None:
         """A node could not be told which pool to use: `tick` tries again."""
@@ -333,6 +370,7 @@ class Members:
 
     def _leave(self, member: Member) -> None:
         if self.nodes.pop(member.id, None) is not None:
+            self._fleet = None
             self._holders.leave(member.id)
         self.gateways.pop(member.id, None)
         self.absent.pop(member.id, None)

@@ -84,11 +84,15 @@ class Promises:
     def leading(self, keys: Sequence[int]) -> dict[str, int]:
         """How many leading blocks of a prompt each node was promised."""
         longest: dict[str, int] = {}
-        if not len(keys):
+        num_keys = len(keys)
+        if not num_keys:
             return longest
         for promise in self._by_first.get(keys[0], {}).values():
-            known = longest.get(promise.node_id, 0)
-            longest[promise.node_id] = _common(promise.keys, keys, known)
+            node_id, theirs = promise.node_id, promise.keys
+            known = longest.get(node_id, 1)  # the first block they have in common
+            if known < num_keys and known < len(theirs) and theirs[known] == keys[known]:
+                known = _common(theirs, keys, known)
+            longest[node_id] = known
         return longest
 
     def _end(self, promise: _Promise) -> None:
@@ -113,10 +117,11 @@ class Promises:
 
 
 def _common(a: Sequence[int], b: Sequence[int], known: int) -> int:
-    """The length of the common prefix of two chains, or `known` if that is longer."""
-    low, high = known, min(len(a), len(b))
-    if high <= low or a[low] != b[low]:
-        return known
+    """The length of the common prefix of two chains, of which `known` is a part."""
+    low, high, step = known, min(len(a), len(b)), 1
+    while low + step <= high and a[low + step - 1] == b[low + step - 1]:
+        low, step = low + step, 2 * step
+    high = min(high, low + step - 1)
     while low < high:
         middle = (low + high) // 2
         if a[middle] == b[middle]:

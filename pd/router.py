@@ -15,7 +15,7 @@ from pd.holders import Holders
 from pd.member import Credit, Node
 from pd.members import Members
 from pd.messages import BlockEvents
-from pd.policies.candidate import Blocks, Candidate, Placement, Prompt
+from pd.policies.candidate import Blocks, Candidate, Fleet, Placement, Prompt
 from pd.policies.costs import Costs
 from pd.policies.disaggregate import Disaggregate
 from pd.policies.forecast import UNKNOWN, Forecast, forecast
@@ -102,12 +102,12 @@ class Router:
     def query(self, work: Work) -> Query:
         return Query(work, self.options)
 
-    def route(self, query: Query, nodes: Sequence[Candidate]) -> Route | None:
+    def route(self, query: Query, fleet: Fleet) -> Route | None:
         """The nodes for this work among these, or None if there are none."""
-        typical = Costs.typical(node.snapshot for node in nodes)
+        typical = fleet.typical
         coverage: dict[int, Coverage] = {}
         blocks: dict[int, Blocks] = {}
-        for layout, size in {(node.layout, node.block_size) for node in nodes}:
+        for layout, size in fleet.kinds:
             keys = query.keys(layout, size)
             if keys:
                 found = coverage[layout] = self._directory.lookup(keys)
@@ -115,15 +115,14 @@ class Router:
         request = query.work.request
         prompt = Prompt(
             len(query.tokens), query.session, query.affinity, blocks, typical,
-            measured=any(node.snapshot.prefill_rate > 0.0 for node in nodes),
+            measured=fleet.measured,
             slo=request.slo, num_seqs=len(query.work.indices), max_tokens=request.params.max_tokens,
             paced=self.options.adaptive_chunks,
         )  # fmt: skip
-        placement = route(nodes, prompt, self.options.routing, self.options.disaggregate)
+        placement = route(fleet, prompt, self.options.routing, self.options.disaggregate)
         if placement is None:
             return None
-        start = next(node for node in nodes if node.node_id == placement.prefill)
-        decode = next(node for node in nodes if node.node_id == placement.decode)
+        start, decode = fleet.nodes[placement.prefill], fleet.nodes[placement.decode]
         costs = typical.of(start.snapshot)
         found = coverage.get(start.layout, Coverage())
         work_s = predict(start, prompt).compute_s

@@ -7,9 +7,10 @@ blocks, or computing them again, is sooner elsewhere; and then there are two tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from pd.policies.candidate import Candidate, Prompt
-from pd.policies.predict import Prediction, cached_blocks, predict
+from pd.policies.predict import cached_blocks, costs_s, usable_blocks
 from pd.policies.spread import weight
 
 # Predictions this close are equal: measured rates are no better than that.
@@ -21,15 +22,26 @@ _AGAIN = 0.5
 # Loads of decode nodes this close are equal, as shares of what they can hold.
 _NEAR_LOAD = 0.1
 
+_FEW = 4  # nodes, of which each may as well be ranked
+
 _Rank = tuple[int, int, bool, float, float, str]
+_Item = tuple[float, Candidate]
+_first = itemgetter(0)
 
 
 def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     """The least predicted TTFT, and least waste. Among near-equal ones that with the most of the
     prompt's blocks, then where its session belongs, then one that does not decode besides."""
-    predicted = [(_cost_s(predict(node, prompt)), node) for node in nodes]
+    predicted = list(zip(costs_s(nodes, prompt, _AGAIN), nodes))
     least = min(time_s for time_s, _ in predicted)
     near_s = least + max(_NEAR_S, _NEAR_SHARE * least)
+    near = [item for item in predicted if item[0] <= near_s]
+    if len(near) > _FEW:
+        cached = prompt.cached_on_each([node for _, node in near])
+        usable = [usable_blocks(prompt.num_tokens, node.block_size) for _, node in near]
+        near = _most(near, list(map(min, cached, usable)))
+        if prompt.session is None:
+            near = _least([item for item in near if item[1].role != "mixed"] or near)
 
     def rank(item: tuple[float, Candidate]) -> _Rank:
         time_s, node = item
@@ -38,14 +50,19 @@ def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
         load = node.decode_load if mixed else 0.0
         return -cached_blocks(node, prompt), -wants, mixed, time_s, load, node.node_id
 
-    return min((item for item in predicted if item[0] <= near_s), key=rank)[1]
+    return min(near, key=rank)[1]
 
 
 def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     """The least loaded; among near-equal ones that which has the most of the prompt, if that is
     at least half of it, so that fewer bytes move."""
-    loads = [(node.decode_load, node) for node in nodes]
-    least = min(load for load, _ in loads)
+    most = min([node.decode_load for node in nodes]) + _NEAR_LOAD
+    near = [(node.decode_load, node) for node in nodes if node.decode_load <= most]
+    if len(near) > _FEW:
+        cached = prompt.cached_on_each([node for _, node in near])
+        sizes = [node.block_size for _, node in near]
+        much = [c if 2 * c * size >= prompt.num_tokens else 0 for c, size in zip(cached, sizes)]
+        near = _least(_most(near, much))
 
     def rank(item: tuple[float, Candidate]) -> tuple[int, float, int, str]:
         load, node = item
@@ -53,8 +70,15 @@ def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
         much = 2 * cached * node.block_size >= prompt.num_tokens
         return -cached if much else 0, load, node.num_seqs, node.node_id
 
-    return min((item for item in loads if item[0] <= least + _NEAR_LOAD), key=rank)[1]
+    return min(near, key=rank)[1]
 
 
-def _cost_s(predicted: Prediction) -> float:
-    return predicted.ttft_s + _AGAIN * predicted.again_s
+# Of many near-equal nodes few are worth ranking: those that come first in what counts most.
+def _most(items: list[_Item], counts: list[int]) -> list[_Item]:
+    most = max(counts)
+    return [item for item, count in zip(items, counts) if count == most]
+
+
+def _least(items: list[_Item]) -> list[_Item]:
+    least = min(items, key=_first)[0]
+    return [item for item in items if item[0] == least]

@@ -5,7 +5,7 @@ All measured by the nodes themselves, smoothed, and told with every snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pd.types import NodeSnapshot, Source
@@ -27,22 +27,11 @@ class Costs:
     slow_s: float = 0.0
 
     @classmethod
-    def typical(cls, snapshots: Iterable[NodeSnapshot]) -> Costs:
-        """The means of those nodes that have measured."""
-        rates = fetches = slows = 0
-        rate = fetch_s = slow_s = 0.0
-        for snapshot in snapshots:
-            if snapshot.prefill_rate > 0.0:
-                rates, rate = rates + 1, rate + snapshot.prefill_rate
-            if snapshot.fetch_s_per_block > 0.0:
-                fetches, fetch_s = fetches + 1, fetch_s + snapshot.fetch_s_per_block
-            if snapshot.fetch_s_per_slow_block > 0.0:
-                slows, slow_s = slows + 1, slow_s + snapshot.fetch_s_per_slow_block
-        return cls(
-            rate / rates if rates else DEFAULT_PREFILL_RATE,
-            fetch_s / fetches if fetches else 0.0,
-            slow_s / slows if slows else 0.0,
-        )
+    def typical(cls, measured: Iterable[tuple[float, float, float]]) -> Costs:
+        """The means of what nodes have measured, (rate, fetch, slow) of each, 0 where they have
+        not."""
+        means = [_mean_measured(values) for values in zip(*measured)]
+        return cls(means[0] or DEFAULT_PREFILL_RATE, *means[1:]) if means else cls()
 
     def of(self, snapshot: NodeSnapshot) -> Costs:
         """A node's own, where it has measured them, else these."""
@@ -57,6 +46,11 @@ class Costs:
         `cached` up to `usable`: those that are dearer to fetch are left."""
         found = fetching(self.rate, self.fetch_s, self.slow_s, source, cached, usable, block_size)
         return found[0]
+
+
+def _mean_measured(values: Sequence[float]) -> float:
+    count = len(values) - values.count(0.0)
+    return sum(values) / count if count else 0.0
 
 
 def fetching(

@@ -23,6 +23,14 @@ def fits(node: NodeHello, work: Work, *, prefill: bool = False) -> bool:
     return max(-(-longest // size), shared) <= num_blocks
 
 
+def kind_of(node: NodeHello) -> tuple[bool, int, int, int, int]:
+    """What `fits` asks of a node: nodes that are alike in this can hold the same work."""
+    return (
+        node.role == "prefill", node.block_size, node.num_blocks, node.max_model_len,
+        node.max_num_seqs,
+    )  # fmt: skip
+
+
 def never_fits(nodes: Sequence[NodeHello], work: Work) -> str | None:
     """Why none of the nodes that serve could ever run this, or None."""
     if not nodes:

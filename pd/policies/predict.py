@@ -6,10 +6,11 @@ come while what waits there is computed, + computing the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pd.policies import costs
-from pd.policies.candidate import Candidate, Prompt
+from pd.policies.candidate import Blocks, Candidate, Prompt
 from pd.policies.chunk import SHARE
 
 
@@ -45,12 +46,35 @@ def cached_blocks(node: Candidate, prompt: Prompt) -> int:
 
 def predict(node: Candidate, prompt: Prompt) -> Prediction:
     """What becomes of the prompt if it is sent to this node now."""
-    typical, snapshot = prompt.typical, node.snapshot
-    rate = _rate(node, prompt)
-    blocks, size = prompt.blocks_for(node), node.block_size
-    usable = usable_blocks(prompt.num_tokens, size)
-    cached = there = min(blocks.cached.get(node.node_id, 0), usable)
-    saved_s = fetching_s = 0.0
+    usable = usable_blocks(prompt.num_tokens, node.block_size)
+    cached = min(prompt.cached_on(node), usable)
+    return Prediction(*_predict(node, prompt, prompt.blocks_for(node), usable, cached))
+
+
+def costs_s(nodes: Sequence[Candidate], prompt: Prompt, again: float) -> list[float]:
+    """For each node the TTFT and `again` times what is computed again, as `predict` says. What
+    nodes of one layout have in common is asked once: every prompt asks this of all."""
+    times: list[float] = []
+    layout, size = -1, 0
+    for node, cached in zip(nodes, prompt.cached_on_each(nodes)):
+        if node.layout != layout or node.block_size != size:
+            layout, size = node.layout, node.block_size
+            blocks, usable = prompt.blocks_for(node), usable_blocks(prompt.num_tokens, size)
+        if cached > usable:
+            cached = usable
+        wait_s, fetch_s, compute_s, again_s = _predict(node, prompt, blocks, usable, cached)
+        start_s = wait_s if wait_s > fetch_s else fetch_s
+        times.append(start_s + compute_s + again * again_s)
+    return times
+
+
+def _predict(
+    node: Candidate, prompt: Prompt, blocks: Blocks, usable: int, cached: int
+) -> tuple[float, float, float, float]:
+    """The four of a `Prediction`, where `cached` of the `usable` blocks are there."""
+    typical, snapshot, size = prompt.typical, node.snapshot, node.block_size
+    rate = _rate(node, prompt) if node.num_seqs else snapshot.prefill_rate or typical.rate
+    there, saved_s, fetching_s = cached, 0.0, 0.0
     for source in blocks.sources:
         if source.num_blocks > cached and source.holder != node.node_id:
             fetch_s = snapshot.fetch_s_per_block or typical.fetch_s
@@ -58,14 +82,11 @@ def predict(node: Candidate, prompt: Prompt) -> Prediction:
             saves_s, takes_s = costs.fetching(rate, fetch_s, slow_s, source, cached, usable, size)
             if saves_s > saved_s:
                 saved_s, fetching_s, there = saves_s, takes_s, min(source.num_blocks, usable)
-    compute_s = (prompt.num_tokens - cached * size) / rate
-    again = min(blocks.coming, usable) - there
-    return Prediction(
-        node.waiting_tokens / rate if prompt.paced else node.wait_s(typical.rate),
-        fetching_s,
-        compute_s - saved_s - fetching_s,
-        again * size / rate if again > 0 else 0.0,
-    )
+    wait_s = (node.waiting_tokens if prompt.paced else node.queue) / rate
+    compute_s = (prompt.num_tokens - cached * size) / rate - saved_s - fetching_s
+    coming = blocks.coming if blocks.coming < usable else usable
+    again_s = (coming - there) * size / rate if coming > there else 0.0
+    return wait_s, fetching_s, compute_s, again_s
 
 
 def _rate(node: Candidate, prompt: Prompt) -> float:

@@ -7,12 +7,12 @@ the prompt's blocks lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pd.policies import affinity, cache_aware, least_loaded, round_robin
-from pd.policies.candidate import Candidate, Placement, Prompt
+from pd.policies.candidate import Candidate, Fleet, Placement, Prompt
 from pd.policies.disaggregate import Disaggregate, takes_whole, whole_is_better
 from pd.policies.forecast import forecast
 
@@ -39,7 +39,7 @@ POLICIES: Mapping[Routing, RoutingPolicy] = {
 
 
 def route(
-    nodes: Iterable[Candidate],
+    fleet: Fleet,
     prompt: Prompt,
     routing: Routing,
     disaggregate: Disaggregate = "auto",
@@ -51,29 +51,21 @@ def route(
     start, and stays there if that is a mixed node; one with targets goes the way that is
     predicted to meet them best, over all nodes including decode nodes that it would not disturb.
     """
-    mixed: list[Candidate] = []
-    prefills: list[Candidate] = []
-    decodes: dict[int, list[Candidate]] = {}
-    for node in nodes:
-        if node.role == "decode":
-            decodes.setdefault(node.layout, []).append(node)
-        elif node.role == "mixed":
-            mixed.append(node)
-        elif node.role != "pool":
-            prefills.append(node)
-    prefills = [node for node in prefills if node.layout in decodes]
+    decodes, mixed = fleet.decodes, list(fleet.mixed.values())
+    prefills = [node for node in fleet.prefills.values() if node.layout in decodes]
     policy = POLICIES[routing]
 
     def split(start: Candidate) -> tuple[Candidate, Candidate]:
-        return start, policy.decode(decodes[start.layout], prompt)
+        return start, policy.decode(list(decodes[start.layout].values()), prompt)
 
     if disaggregate == "never":
-        mixed += [node for same in decodes.values() for node in same]
+        mixed += [node for same in decodes.values() for node in same.values()]
         prefills = [] if mixed else prefills
     elif disaggregate == "always":
         mixed = [] if prefills else mixed
     elif prefills and prompt.has_targets:
-        mixed += [node for same in decodes.values() for node in same if takes_whole(node, prompt)]
+        decoding = (node for same in decodes.values() for node in same.values())
+        mixed += [node for node in decoding if takes_whole(node, prompt)]
         if mixed:
             whole = policy.start(mixed, prompt)
             pair = split(policy.start(prefills, prompt))

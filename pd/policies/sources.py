@@ -30,18 +30,24 @@ def best_sources(
     Of equal ones the nearest comes first, and then `key` decides, so that prompts which begin
     alike do not all fetch from one place. Linear in the holders of the prompt's first block.
     """
-    saved: dict[Leading, float] = {}  # most holders of a prefix have just as much of it
-
-    def rank(item: tuple[str, Leading]) -> tuple[float, int, int, str]:
-        holder, part = item
-        saved_s = saved.get(part)
-        if saved_s is None:
-            source = Source(holder, 0, part.blocks, part.slow)
-            saved_s = saved[part] = costs.saved_s(source, cached, usable, block_size)
-        return -saved_s, distance(holder), weight(key, holder), holder
-
-    more = (item for item in leading.items() if min(item[1].blocks, usable) > cached)
-    return tuple(
-        Source(holder, epoch_of(holder), part.blocks, part.slow)
-        for holder, part in heapq.nsmallest(limit, more, key=rank)
-    )
+    # Most holders of a prefix have just as much of it, and few of them are ranked.
+    alike: dict[Leading, list[str]] = {}
+    if usable > cached:
+        for holder, part in leading.items():
+            if part.blocks > cached:
+                alike.setdefault(part, []).append(holder)
+    equal: dict[float, list[Leading]] = {}
+    for part in alike:
+        source = Source("", 0, part.blocks, part.slow)
+        saved_s = costs.saved_s(source, cached, usable, block_size)
+        equal.setdefault(saved_s, []).append(part)
+    best: list[Source] = []
+    for saved_s in sorted(equal, reverse=True):
+        items = ((holder, part) for part in equal[saved_s] for holder in alike[part])
+        ranked = heapq.nsmallest(
+            limit - len(best), items, key=lambda it: (distance(it[0]), weight(key, it[0]), it[0])
+        )
+        best += [Source(name, epoch_of(name), part.blocks, part.slow) for name, part in ranked]
+        if len(best) == limit:
+            break
+    return tuple(best)

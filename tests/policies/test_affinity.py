@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from candidates import node, prompt, sent
+from candidates import node, prompt, route, sent
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.policies.candidate import Candidate
-from pd.policies.route import route
 from pd.policies.spread import hash64, weight
 
 KEYS = [hash64(b"session", str(number).encode()) for number in range(400)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from candidates import node, prompt, sent
+from candidates import node, prompt, route, sent
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.policies.candidate import Candidate, Placement, Prompt
 from pd.policies.costs import Costs
 from pd.policies.predict import predict
-from pd.policies.route import route
 from pd.types import Source
 
 D0 = node("d0", "decode")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from candidates import node, prompt
+from candidates import node, prompt, route
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from pd.policies.disaggregate import whole_is_better
 from pd.policies.early_reject import reject_early
 from pd.policies.forecast import UNKNOWN, Forecast, forecast
 from pd.policies.pace import Pace
-from pd.policies.route import route
 from pd.types import SLO, NodeSnapshot, Role
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 from typing import get_args
 
 import pytest
-from candidates import node, prompt, sent
+from candidates import node, prompt, route, sent
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.config import Routing as ConfiguredRouting
 from pd.policies.candidate import Candidate, Placement
-from pd.policies.route import POLICIES, Routing, route
+from pd.policies.route import POLICIES, Routing
 from pd.types import Source
 
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pd.policies.candidate import Blocks, Candidate, Placement, Prompt
-from pd.policies.costs import Costs
+from pd.policies import route as routing
+from pd.policies.candidate import Blocks, Candidate, Fleet, Placement, Prompt
 from pd.types import NodeSnapshot, Role, Source
 
 
@@ -39,7 +39,7 @@ def prompt(
     **more: Any,
 ) -> Prompt:
     """Of layout 0; blocks have 16 tokens."""
-    typical = Costs.typical(each.snapshot for each in nodes or ())
+    typical = Fleet(nodes or ()).typical
     blocks = {0: Blocks(cached or {}, sources, coming)}
     return Prompt(num_tokens, blocks=blocks, typical=typical, **more)
 
@@ -55,3 +55,8 @@ def sent(nodes: dict[str, Candidate], placement: Placement, tokens: int, turn: i
     )
     decode = nodes[placement.decode]
     nodes[decode.node_id] = replace(decode, credit_seqs=decode.credit_seqs + 1, last_decode=turn)
+
+
+def route(nodes: Iterable[Candidate], *args: Any) -> Placement | None:
+    """`pd.policies.route.route` over these nodes."""
+    return routing.route(Fleet(nodes), *args)
