@@ -66,6 +66,7 @@ class DecodePhase:
         self.queue: WaitingQueue[Handoff] = waiting_queue(policy)
         self._fair = policy.fairness != "none"
         self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
+        self.reserving_tokens = 0  # context of all of them
         self._by_request: dict[str, set[int]] = {}
         self.cache_hit_tokens = 0  # of prompts prefilled on this node
         self.leaving = ""  # if not empty, why what runs is to go on elsewhere
@@ -93,6 +94,7 @@ class DecodePhase:
 
     def _enqueue(self, handoff: Handoff, now: float) -> None:
         self.handoffs[handoff.transfer_id] = handoff
+        self.reserving_tokens += handoff.work.num_tokens
         request_id = handoff.work.request.request_id
         self._by_request.setdefault(request_id, set()).add(handoff.transfer_id)
         self.queue.push(handoff, handoff.work, now)
@@ -243,6 +245,8 @@ class DecodePhase:
 
     def tick(self, now: float) -> None:
         """End leases that ran out; ask again where a sender's `Stopped` is overdue."""
+        if not self.handoffs:
+            return
         for handoff in list(self.handoffs.values()):
             transfer = handoff.transfer
             if transfer is None:
@@ -352,6 +356,7 @@ class DecodePhase:
 
     def _forget(self, handoff: Handoff) -> None:
         del self.handoffs[handoff.transfer_id]
+        self.reserving_tokens -= handoff.work.num_tokens
         request_id = handoff.work.request.request_id
         remaining = self._by_request[request_id]
         remaining.discard(handoff.transfer_id)

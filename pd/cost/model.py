@@ -103,6 +103,24 @@ class Link:
         return cls(max(0.0, y - slope * x), 1.0 / slope)
 
 
+@dataclass(slots=True)
+class DecodeRun:
+    """Decode-only steps of the same sequences: the first reads `context` tokens, and `each` takes
+    so many seconds besides what `attention` takes for that."""
+
+    num_seqs: int
+    context: int
+    each: float
+    attention: Curve
+
+    def takes_s(self, num_steps: int) -> float:
+        """Seconds of the first so many of them."""
+        if self.num_seqs <= 0 or num_steps <= 0:
+            return 0.0
+        reading_s = self.attention.sum(self.context, self.num_seqs, num_steps)
+        return num_steps * self.each + reading_s
+
+
 @dataclass(frozen=True)
 class CostModel:
     """Durations on one kind of hardware for one model. Immutable.
@@ -137,11 +155,13 @@ class CostModel:
     def decode_steps_s(self, num_seqs: int, context: int, num_steps: int) -> float:
         """Seconds of that many decode-only steps in a row: `context` is that of all sequences
         together in the first, and grows by one token a sequence and step."""
-        if num_seqs <= 0 or num_steps <= 0:
-            return 0.0
+        return self.decode_run(num_seqs, context).takes_s(num_steps)
+
+    def decode_run(self, num_seqs: int, context: int) -> DecodeRun:
+        """Such steps, however many, for who asks about the same ones again and again."""
         each = self.overhead_s + self.linear(num_seqs) + self.output(num_seqs)
         each += self.attention.decode_seq_s * num_seqs
-        return num_steps * each + self.attention.decode.sum(context, num_seqs, num_steps)
+        return DecodeRun(num_seqs, context, each, self.attention.decode)
 
     def prefill_s(self, new: int, cached: int = 0, chunk: int | None = None) -> float:
         """Seconds to compute `new` tokens of a prompt after `cached` ones, alone: in one step,

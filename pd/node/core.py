@@ -228,7 +228,8 @@ class NodeCore:
             context = self.decode.scheduler.num_tokens
             budget = chunk_tokens(plan.decodes, context, budget, self._step_times, now)
         chunks = self.prefill.plan(now, budget) if budget > 0 else ()
-        plan = BatchPlan(chunks, plan.decodes, plan.copies)
+        if chunks:
+            plan = BatchPlan(chunks, plan.decodes, plan.copies)
         if not plan:
             if self._stuck_since is None and len(self.prefill.scheduler.waiting):
                 self._stuck_since = now
@@ -259,7 +260,7 @@ class NodeCore:
         num_first = len(samples) - len(plan.decodes)
         self.prefill.commit(plan.chunks, samples[:num_first], now)
         self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
-        num_prefill = sum(chunk.num_tokens for chunk in plan.chunks)
+        num_prefill = sum([chunk.num_tokens for chunk in plan.chunks])
         self._step_load = (len(plan.decodes), self._planned_context, num_prefill)
         if self.limits.adaptive_chunks and plan.decodes and self._step_s > 0.0:
             self._step_times.add(*self._step_load, self._step_s)
@@ -303,7 +304,7 @@ class NodeCore:
             running_tokens=decode.scheduler.num_tokens,
             num_reserving=len(decode.handoffs),
             num_waiting_room=len(decode.queue),
-            reserving_tokens=sum(each.work.num_tokens for each in decode.handoffs.values()),
+            reserving_tokens=decode.reserving_tokens,
             num_blocks=self.pool.num_blocks,
             free_blocks=self.pool.num_free,
             cached_blocks=self.pool.num_cached,
@@ -341,7 +342,7 @@ class NodeCore:
             f"{self.pool.num_blocks - self.pool.num_free} blocks leaked on {self.node_id}"
         )
         assert self.prefill.scheduler.remaining_tokens == 0
-        assert self.decode.scheduler.num_tokens == 0
+        assert self.decode.scheduler.num_tokens == 0 and self.decode.reserving_tokens == 0
         self.pool.check()
 
     # -------------------------------------------------------------- inside

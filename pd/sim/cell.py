@@ -6,6 +6,7 @@ messages, lets time pass, and makes nodes fail.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -72,6 +73,8 @@ class SimCell:
         self._num_incarnations = 0
         self._incarnations: dict[int, SimMember | SimGateway] = {}
         self._known_links: dict[tuple[int, bool], Link] = {}
+        self._mail: list[tuple[SimMember | SimGateway, Message]] = []  # that comes at
+        self._mail_at = -math.inf
         self._withdrawn: set[int] = set()  # pushes that were cancelled before they began
         self._to_tell: dict[SimMember | SimGateway, Peers] = {}
         self._known_peers: tuple[Peers | None, dict[str, int]] = (None, {})
@@ -227,7 +230,12 @@ class SimCell:
 
     # -------------------------------------------------------------- messages
     def to_coordinator(self, sender: SimMember | SimGateway, message: Message) -> None:
-        self.queue.at(self.now + self.spec.latency_s, self._coordinate, sender, message)
+        """Messages that are sent at one time come together."""
+        at = self.queue.now + self.spec.latency_s
+        if at != self._mail_at:
+            self._mail_at, self._mail = at, []
+            self.queue.at(at, self._coordinate, self._mail)
+        self._mail.append((sender, message))
 
     def post(self, sender: SimMember, to: str, message: Message) -> None:
         """A message of a node, to the process that it believes is behind this id."""
@@ -260,11 +268,14 @@ class SimCell:
     ) -> None:
         self.queue.at(self.now + self.spec.latency_s, receiver.hear, sender, epoch, message)
 
-    def _coordinate(self, sender: SimMember | SimGateway, message: Message) -> None:
-        # A process that was replaced may still have had something on the way.
-        if sender.alive or self.members.get(sender.id) is None:
-            self.coordinator.on_message(sender.id, message, self.now)
-            self._act()
+    def _coordinate(self, mail: list[tuple[SimMember | SimGateway, Message]]) -> None:
+        if mail is self._mail:
+            self._mail_at = -math.inf  # without latency more may be sent at this very time
+        for sender, message in mail:
+            # A process that was replaced may still have had something on the way.
+            if sender.alive or self.members.get(sender.id) is None:
+                self.coordinator.on_message(sender.id, message, self.queue.now)
+        self._act()
 
     def _act(self) -> None:
         members = self.coordinator.members

@@ -17,6 +17,7 @@ class EventQueue:
     def __init__(self, start_s: float = 0.0) -> None:
         self.now = start_s
         self.num_events = 0  # that have happened
+        self.over = False  # who is in charge of a run says so, to end it
         self._heap: list[_Entry] = []
         self._order = count()
 
@@ -25,12 +26,14 @@ class EventQueue:
 
     def at(self, time_s: float, call: Callable[..., None], *args: Any) -> None:
         """Call then, or now if that time has passed."""
-        heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), call, args))
+        if time_s < self.now:
+            time_s = self.now
+        heapq.heappush(self._heap, (time_s, next(self._order), call, args))
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Let things happen until a condition holds or nothing is left to happen."""
+    def run(self) -> None:
+        """Let things happen until it is `over` or nothing is left to happen."""
         heap, pop, happened = self._heap, heapq.heappop, 0
-        while heap and not until():
+        while heap and not self.over:
             self.now, _, call, args = pop(heap)
             happened += 1
             call(*args)

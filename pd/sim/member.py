@@ -66,7 +66,7 @@ class SimMember(ABC):
             return
         if epoch < self.peers.get(sender, 0):
             return  # from a process known to be replaced
-        now = self.cell.now
+        now = self.cell.queue.now
         self._before(now)
         if isinstance(message, Welcome):
             self.core.epoch = message.epoch
@@ -149,7 +149,7 @@ class SimMember(ABC):
     def _alarm(self, at: float) -> None:
         if at != self._alarm_at or self._held_back(self._alarm, at):
             return
-        now = self.cell.now
+        now = self.cell.queue.now
         self._alarm_at = -math.inf
         self._before(now)
         self._after(now)

@@ -59,7 +59,7 @@ class SimNode(SimMember):
         self._began = self._ends = self._first_ends = 0.0
         self._committed = 0.0  # when the last step that is over was
         self._steps = 0
-        self._num_seqs = self._context = 0
+        self._run = cost.decode_run(0, 0)
         self._first_s = 0.0
         self._pace = 1.0  # alone, and beside what runs on the host:
         self._crowd = 1.0
@@ -160,23 +160,23 @@ class SimNode(SimMember):
             self._steps = 0
             self._tell_host(None)
             return
-        self._num_seqs = len(plan.decodes)
-        self._context = self.core.decode.scheduler.num_tokens
+        num_seqs, context = len(plan.decodes), self.core.decode.scheduler.num_tokens
         load = StepLoad.of(plan) if plan.chunks else None
         if self._host is not None:
-            self._tell_host(load or StepLoad.decode(self._num_seqs, self._context))
+            self._tell_host(load or StepLoad.decode(num_seqs, context))
         pace = self.slowness * self._crowd
         jitter = self.cell.spec.jitter
         if jitter:
             pace *= max(_LEAST_PACE, 1.0 + jitter * self._rng.gauss(0.0, 1.0))
         self._began, self._pace = now, pace
-        self._num_samples = self._num_seqs
+        self._num_samples = num_seqs
         if load is not None:
             takes_s = first_s = self.cost.step_s(load)
             self._steps = 1
             self._num_samples += sum(len(chunk.sample) for chunk in plan.chunks)
         else:
             self._steps = self.core.steps_ahead()
+            self._run = self.cost.decode_run(num_seqs, context)
             first_s = self._first_s = self._takes_s(1)
             takes_s = self._takes_s(self._steps) if self._steps > 1 else first_s
         self._first_ends, self._ends = now + pace * first_s, now + pace * takes_s
@@ -191,9 +191,10 @@ class SimNode(SimMember):
 
     def _call_at_end(self) -> None:
         """One call is enough: if it comes too early, it is made again."""
-        if not self.cell.now <= self._end_call_at <= self._ends:
+        queue = self.cell.queue
+        if not queue.now <= self._end_call_at <= self._ends:
             self._end_call_at = self._ends
-            self.cell.queue.at(self._ends, self._end, self._ends)
+            queue.at(self._ends, self._end, self._ends)
 
     def _end(self, at: float) -> None:
         if at != self._end_call_at or self._held_back(self._end, at):
@@ -229,7 +230,7 @@ class SimNode(SimMember):
         self.core.commit([_SAMPLED] * self._num_samples, now, times)
 
     def _takes_s(self, num_steps: int) -> float:
-        return self.cost.decode_steps_s(self._num_seqs, self._context, num_steps)
+        return self._run.takes_s(num_steps)
 
     def _steps_over(self, elapsed_s: float) -> int:
         """How many steps of the run are over; at least one is. Steps grow longer, so that the

@@ -55,11 +55,13 @@ class Run:
         )
         self._arrivals = iter(workload.arrivals)
         self._left = len(workload)
+        self.cell.queue.over = not self._left
         self._expect_next()
+        self._watch()
 
     def result(self) -> SimResult:
         with _rare_collections():
-            self.cell.queue.run(self._over)
+            self.cell.queue.run()
         return report(self.cell, self._outcomes)
 
     def _expect_next(self) -> None:
@@ -79,17 +81,20 @@ class Run:
         self._left -= 1
         if self._on_progress is not None:
             self._on_progress(len(self._outcomes))
-        if self._stop is not None and self._stop(outcome):
-            self._left = 0
+        if not self._left or (self._stop is not None and self._stop(outcome)):
+            self.cell.queue.over = True
 
-    def _over(self) -> bool:
-        if self.cell.now - self._moved_s > STALL_S and self.cell.gateway.running:
-            waiting = sorted(self.cell.gateway.running)
+    def _watch(self) -> None:
+        """Look again when requests may have got nowhere for too long."""
+        queue, running = self.cell.queue, self.cell.gateway.running
+        if running and queue.now >= self._moved_s + STALL_S:
+            waiting = sorted(running)
             raise PDError(
                 f"{len(waiting)} simulated requests ({', '.join(waiting[:3])}, ...) got nowhere "
                 f"for {STALL_S:g} s; the cell may be too small for them"
             )
-        return not self._left
+        since = self._moved_s if running else queue.now
+        queue.at(since + STALL_S, self._watch)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def test_everything_happens_in_order(times: list[int]) -> None:
     seen: list[tuple[float, int]] = []
     for number, time_s in enumerate(times):
         queue.at(time_s, lambda n: seen.append((queue.now, n)), number)
-    queue.run(lambda: False)
+    queue.run()
     assert seen == sorted((float(t), n) for n, t in enumerate(times))
     assert queue.num_events == len(times) and not len(queue)
 
@@ -32,7 +32,8 @@ def test_it_stops_when_told_to() -> None:
     seen: list[int] = []
     for number in range(5):
         queue.at(number, seen.append, number)
-    queue.run(lambda: len(seen) == 3)
+    queue.at(2, setattr, queue, "over", True)
+    queue.run()
     assert seen == [0, 1, 2]
     queue.run_until(3.5)
     assert seen == [0, 1, 2, 3] and queue.now == 3.5
