@@ -101,6 +101,8 @@ class Coordinator:
     # -------------------------------------------------------------- events in
     def on_message(self, sender: str, message: Message, now: float) -> None:
         self.members.heard_of(sender, now)
+        if not isinstance(message, NodeHello | GatewayHello):
+            self.members.announce_joined()
         if isinstance(message, Snapshot):
             self.health.observe(sender, message.snapshot, now)
             self.members.on_snapshot(sender, message.snapshot)
@@ -156,6 +158,7 @@ class Coordinator:
         return error
 
     def tick(self, now: float) -> None:
+        self.members.announce_joined()
         for lost in self.members.silent(now):
             self.outbox.add(lost.kill(f"silent for {self.limits.node_timeout_s:g} s"))
             self._lost(lost, f"was silent for {self.limits.node_timeout_s:g} s")
@@ -177,6 +180,7 @@ class Coordinator:
                 self.outbox.send(node_id, Heartbeat(COORDINATOR))
 
     def drain(self) -> list[Effect]:
+        self.members.announce_joined()
         return self.outbox.drain()
 
     def _hello(self, sender: str, hello: NodeHello | GatewayHello, now: float) -> None:
@@ -257,6 +261,7 @@ class Coordinator:
         for assignments in self._assigned.values():
             for assignment in set(assignments.values()):
                 if not assignment.transfer_id and assignment.admitted.decode == node_id:
+                    self.members.announce_joined()  # it is to answer another member
                     self.outbox.send(node_id, Verify(assignment.gateway, assignment.admitted))
 
     def _place(self, work: Work, route: Route) -> None:

@@ -62,6 +62,8 @@ class Members:
         self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
         self._buried: dict[str, int] = {}  # by id, the last epoch of a process that is gone
         self._last_check = float("-inf")
+        self._heard_since = float("-inf")  # nobody was last heard of before that
+        self._joined = False  # somebody did, and the others have not been told
         self._roles: dict[str, SetRole] = {}  # of nodes that have another than they came with
         self._changing: dict[str, float] = {}  # nodes that have not confirmed theirs, when asked
         self._pools_to_tell = False
@@ -96,7 +98,7 @@ class Members:
             self._holders.ask(hello.node_id, now)
         else:
             self._tell_role(hello.node_id, now)
-        self._announce()
+        self._joined = True
         return lost
 
     def gateway_joins(self, hello: GatewayHello, now: float) -> Member | None:
@@ -107,7 +109,7 @@ class Members:
         epoch = self._epoch_for(hello)
         self.gateways[hello.gateway_id] = Gateway(hello, epoch, now)
         self._welcome(hello.gateway_id, hello.incarnation, epoch)
-        self._announce()
+        self._joined = True
         return lost
 
     def learn(self, member_id: str, peers: Iterable[Peer], now: float) -> list[Member]:
@@ -132,8 +134,14 @@ class Members:
                     lost.append(known)
                 self.absent[peer.id] = Absent(peer, now)
                 self._last_epoch = max(self._last_epoch, peer.epoch)
-        self._announce()
+        self._joined = True
         return lost
+
+    def announce_joined(self) -> None:
+        """Tell everybody who is there, if somebody joined since that was told: for many that join
+        together once, since it is as many messages as there are members, each as long."""
+        if self._joined:
+            self._announce()
 
     def is_gone(self, member_id: str, epoch: int) -> bool:
         """Whether the process of this id and epoch is no member, and will not be one again."""
@@ -177,21 +185,25 @@ class Members:
 
         They are no members any more. The caller has them ended; `remove` tells their peers.
         """
-        members = self._everybody()
         if now - self._last_check >= self._timeout_s / 2:
             # It is this process that was away: what the others said meanwhile is yet to be read.
-            for member in members:
+            for member in self._everybody():
                 member.last_heard = now
         self._last_check = now
         for condemned in list(self._condemned.values()):
             if now >= condemned.until:
                 self._bury(condemned.member)
+        if now - self._heard_since < self._timeout_s:
+            return []
+        members = self._everybody()
         gone = [m for m in members if now - m.last_heard >= self._timeout_s]
         for member in gone:
             self._leave(member)
             self._condemned[member.id] = Condemned(member, now + self._timeout_s)
         if gone:
             self._announce()
+        # Who joins later is heard of later.
+        self._heard_since = min((m.last_heard for m in self._everybody()), default=now)
         return gone
 
     def missing(self) -> str:
@@ -386,6 +398,7 @@ class Members:
         self._outbox.send(member_id, Welcome(member_id, incarnation, epoch, self._epoch))
 
     def _announce(self) -> None:
+        self._joined = False
         peers = Peers(tuple(member.peer() for member in self._everybody()))
         for member_id in (*self.nodes, *self.gateways):
             self._outbox.send(member_id, peers)

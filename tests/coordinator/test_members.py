@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pd.member import Credit
 from pd.members import Members
@@ -39,6 +41,7 @@ class Cell:
         return self.members.gateway_joins(GatewayHello(gateway_id, incarnation, {}), now)
 
     def sent(self, kind: type) -> list[tuple[str, Any]]:
+        self.members.announce_joined()
         effects = [effect for effect in self.outbox.drain() if isinstance(effect, Send)]
         return [(e.to, e.message) for e in effects if isinstance(e.message, kind)]
 
@@ -130,6 +133,38 @@ def test_silence(cell: Cell) -> None:
     gone = cell.members.silent(8.0)
     assert [member.id for member in gone] == ["g"]
     assert cell.members.silent(8.5) == [], "once"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.5, 1.0, 2.0]),
+            st.sets(st.sampled_from("abcd")),
+            st.sampled_from([None, None, "c", "d"]),
+        ),
+        max_size=40,
+    )
+)
+def test_the_silent_are_those_not_heard_of_for_long_enough(
+    turns: list[tuple[float, set[str], str | None]],
+) -> None:
+    cell, now, incarnation = Cell(), 0.0, 1
+    heard = {"a": 0.0, "b": 0.0}
+    cell.node("a")
+    cell.gateway("b")
+    for step_s, speak, joins in turns:
+        now += step_s
+        for member_id in speak & heard.keys():
+            cell.members.heard_of(member_id, now)
+            heard[member_id] = now
+        if joins is not None:
+            incarnation += 1
+            cell.node(joins, incarnation, now=now)
+            heard[joins] = now
+        silent = {member_id for member_id, at in heard.items() if now - at >= TIMEOUT_S}
+        assert {member.id for member in cell.members.silent(now)} == silent
+        for member_id in silent:
+            del heard[member_id]
 
 
 def test_peers_hear_of_a_silent_process_only_when_it_is_dead(cell: Cell) -> None:

@@ -9,9 +9,11 @@ from candidates import node, prompt, route, sent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pd.policies.cache_aware import choose_decode, choose_start
 from pd.policies.candidate import Candidate, Placement, Prompt
 from pd.policies.costs import Costs
-from pd.policies.predict import predict
+from pd.policies.predict import cached_blocks, predict
+from pd.policies.spread import weight
 from pd.types import Source
 
 D0 = node("d0", "decode")
@@ -212,3 +214,55 @@ def test_a_sequence_decodes_where_much_of_it_lies() -> None:
 def test_but_load_comes_first() -> None:
     nodes = [node("d0", "decode", free_blocks=60), node("d1", "decode", free_blocks=45)]
     assert decode(nodes, {"d1": 10}) == "d0"
+
+
+# ---------------------------------------------------------------- of many
+KINDS = st.fixed_dictionaries(
+    {
+        "waiting_tokens": st.sampled_from([0, 0, 10, 300]),
+        "num_running": st.sampled_from([0, 0, 1, 4]),
+        "free_blocks": st.sampled_from([100, 100, 95, 40]),
+        "prefill_rate": st.sampled_from([0.0, 1000.0, 1010.0]),
+    }
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["prefill", "mixed"]), KINDS, st.integers(0, 12)), min_size=1
+    ),
+    st.sampled_from([None, 3]),
+    st.sampled_from([0, 4, 11]),
+)
+def test_the_first_of_many_is_that_of_a_plain_order(  # type: ignore[no-untyped-def]
+    kinds, session, coming
+) -> None:
+    """However few of them are ranked."""
+    nodes = [node(f"n{i}", role, **values) for i, (role, values, _) in enumerate(kinds)]
+    cached = {f"n{i}": blocks for i, (_, _, blocks) in enumerate(kinds)}
+    sources = (Source("n0", 1, max(cached.values())),)
+    wanted = prompt(161, cached, sources, nodes, coming, session=session)
+
+    def cost_s(on: Candidate) -> float:
+        predicted = predict(on, wanted)
+        return predicted.ttft_s + 0.5 * predicted.again_s
+
+    def order(on: Candidate) -> tuple[object, ...]:
+        wants = 0 if session is None else weight(session, on.node_id)
+        load = on.decode_load if on.role == "mixed" else 0.0
+        return (
+            -cached_blocks(on, wanted), -wants, on.role == "mixed", cost_s(on), load, on.node_id
+        )  # fmt: skip
+
+    least = min(map(cost_s, nodes))
+    near = [on for on in nodes if cost_s(on) <= least + max(0.002, 0.05 * least)]
+    assert choose_start(nodes, wanted) is min(near, key=order)
+
+    def decode_order(on: Candidate) -> tuple[object, ...]:
+        blocks = cached[on.node_id]
+        much = blocks if 2 * blocks * 16 >= 161 else 0
+        return -much, on.decode_load, on.num_seqs, on.node_id
+
+    least = min(on.decode_load for on in nodes)
+    near = [on for on in nodes if on.decode_load <= least + 0.1]
+    assert choose_decode(nodes, wanted) is min(near, key=decode_order)
