@@ -161,6 +161,9 @@ class ClusterConfig(Section):
     prefill: int = option(1, "prefill nodes", minimum=0, maximum=10_000)
     decode: int = option(1, "decode nodes", minimum=0, maximum=10_000)
     mixed: int = option(0, "nodes that serve both phases", minimum=0, maximum=10_000)
+    gateways: int = option(
+        1, "gateways: processes that serve HTTP, all on the one address", minimum=1, maximum=256
+    )
     address: str | None = option(
         None, "Ray cluster to run on: 'auto' or HOST:PORT joins one; not set starts one here"
     )

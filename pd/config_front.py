@@ -59,6 +59,12 @@ class GatewayConfig(Section):
     drain_s: float = option(
         10.0, "seconds that running requests may still take when the server stops", minimum=0.0
     )
+    retire_s: float = option(
+        600.0,
+        "seconds that requests may still take at a gateway that is replaced or removed: they "
+        "cannot go on at another",
+        minimum=0.0,
+    )
 
     def check(self) -> None:
         self.tenants()

@@ -22,7 +22,6 @@ from pd.config import Config
 from pd.errors import PDError
 from pd.placement import here
 from pd.supervisor import NAMESPACE
-from pd.types import Role
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +50,28 @@ class CellActor:
         """Empty while it starts."""
         return "" if self._cluster is None else self._cluster.url
 
-    def plan(self, config: Config) -> tuple[list[str], list[str]]:
-        """What differs, and the steps to it, in words; ConfigError if there is no way."""
+    def plan(self, config: Config, *, roll: bool) -> tuple[list[str], list[str]]:
+        """What differs, and the steps to it, in words."""
         cluster = self._running()
-        old = cluster.config
-        steps = rollout.plan(old, config, self._nodes())
-        return [each.text for each in rollout.differences(old, config)], rollout.describe(steps)
+        found = rollout.differences(cluster.config, config)
+        steps = rollout.plan(cluster.config, config, cluster.members(), roll=roll)
+        return [each.text for each in found], rollout.describe(steps)
 
-    def change(self, config: Config) -> str:
+    def change(self, config: Config, *, roll: bool) -> str:
         """Become what `config` says, step by step; returns the URL. PDError names the step that
         failed; those before it stay done."""
         with self._change():
             cluster = self._running()
-            steps = rollout.plan(cluster.config, config, self._nodes())
-            cluster.config = config
+            steps = rollout.plan(cluster.config, config, cluster.members(), roll=roll)
             for step in steps:
-                _apply(cluster, step, self._progress)
-            return cluster.url
+                try:
+                    self._apply(step, config)
+                except PDError as error:
+                    raise PDError(
+                        f"'{step}' failed: {error}; what came before it stays done"
+                    ) from None
+            cluster.config = config
+            return self._running().url
 
     def progress(self, since: int) -> list[str]:
         """The steps that were taken after the first `since`."""
@@ -83,9 +87,16 @@ class CellActor:
             raise PDError("the cell is still starting: wait, or end it with 'pd teardown'")
         return self._cluster
 
-    def _nodes(self) -> dict[str, Role]:
-        rows = self._running().status().nodes
-        return {str(row["id"]): row["role"] for row in rows if row["role"] != "pool"}  # type: ignore[misc]
+    def _apply(self, step: rollout.Step, config: Config) -> None:
+        cluster = self._running()
+        if isinstance(step, rollout.Swap):
+            self._progress("starting a second cell")
+            self._cluster = Cluster.start(config, self._progress, beside=cluster)
+            self._progress("letting the first cell end what it has")
+            cluster.give_way(self._cluster)
+        else:
+            cluster.config = config
+            cluster.apply(step, self._progress)
 
     @contextlib.contextmanager
     def _change(self) -> Any:
@@ -101,23 +112,12 @@ class CellActor:
         self._steps.append(step)
 
 
-def _apply(cluster: Cluster, step: rollout.Step, progress: Progress) -> None:
-    try:
-        match step:
-            case rollout.ChangeRole(node_id, role):
-                cluster.change_role(node_id, role, progress)
-            case rollout.Add("prefill" | "decode" | "mixed" as role):
-                cluster.add_node(role, progress)
-            case rollout.Remove(member_id):
-                cluster.remove_node(member_id, progress)
-    except PDError as error:
-        raise PDError(f"'{step}' failed: {error}; what came before it stays done") from None
-
-
 # ------------------------------------------------------------------ what the commands do
-def deploy(config: Config, name: str, progress: Progress, *, dry_run: bool = False) -> str:
+def deploy(
+    config: Config, name: str, progress: Progress, *, dry_run: bool = False, roll: bool = False
+) -> str:
     """Start the cell of this name in a Ray cluster that was joined, or change the one that runs;
-    returns its URL.
+    returns its URL. With `roll` every process that stays is replaced.
 
     An interrupted call leaves what it began going on. With `dry_run` only says what would be done,
     and returns nothing if there is no cell yet.
@@ -128,7 +128,7 @@ def deploy(config: Config, name: str, progress: Progress, *, dry_run: bool = Fal
             progress(f"would start cell '{name}': there is none by that name")
             return ""
         return _start(config, name, progress)
-    changes, steps = _call(cell.plan.remote(config))
+    changes, steps = _call(cell.plan.remote(config, roll=roll))
     for line in changes:
         progress(f"changes {line}")
     for line in steps:
@@ -137,7 +137,7 @@ def deploy(config: Config, name: str, progress: Progress, *, dry_run: bool = Fal
         progress("nothing was done" if dry_run else "nothing to do")
         url: str = _call(cell.url.remote())
         return url
-    return _follow(cell, cell.change.remote(config), progress)
+    return _follow(cell, cell.change.remote(config, roll=roll), progress)
 
 
 def teardown(name: str, progress: Progress) -> None:

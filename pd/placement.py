@@ -134,11 +134,8 @@ def await_hosts(config: Config, progress: Callable[[str], None], deadline: float
         time.sleep(_JOIN_POLL_S)
 
 
-def free_port(address: str, option: str) -> int:
-    """A port of this host that is free now; ConfigError if the address is not this host's.
-
-    The gateway's port is chosen before it is started, so that its successors serve on it, too.
-    """
+def check_host(address: str, option: str = "host") -> int:
+    """ConfigError if the address is not this host's. Returns a port that is free there."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -156,7 +153,7 @@ def check_bind(bind: str) -> int:
 
     Returns a port that is free there: the coordinator's, which its successors listen on, too."""
     interfaces = (name for _, name in socket.if_nameindex())
-    return free_port("" if bind in interfaces else bind, "bind")
+    return check_host("" if bind in interfaces else bind, "bind")
 
 
 def needs_of(config: Config) -> dict[str, float]:
@@ -185,9 +182,12 @@ def place_of(role: Role) -> dict[str, float]:
     return {name: 1.0} if name in ray.cluster_resources() else {}
 
 
-def check_resources(config: Config) -> None:
-    """Raises ConfigError if Ray has too little for the nodes: it would wait without a word."""
-    total = ray.cluster_resources()
+def check_resources(config: Config, *, free: bool = False) -> None:
+    """Raises ConfigError if Ray has too little for the nodes: it would wait without a word.
+
+    With `free` only what nobody uses counts."""
+    total = ray.available_resources() if free else ray.cluster_resources()
+    has_ = "has free" if free else "has"
     for role in ("prefill", "decode", "mixed"):
         count = getattr(config.cluster, role)
         name = place_name(role)
@@ -202,7 +202,7 @@ def check_resources(config: Config) -> None:
         if wanted > has:
             raise ConfigError(
                 f"{config.cluster.num_nodes} nodes of {each:g} {name} each need {wanted:g} and the "
-                f"Ray cluster has {has:g}: start fewer, or set {name.lower()}s_per_node"
+                f"Ray cluster {has_} {has:g}: start fewer, or set {name.lower()}s_per_node"
             )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,17 @@ from ray.exceptions import ActorUnavailableError, RayError
 from kvstore.layout import KVLayout
 from kvstore.pool.actor import PoolActor
 from kvstore.pool.process import PoolLaunch
-from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, node_actor
+from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, last_line, node_actor
 from pd.config import Config
 from pd.errors import PDError
 from pd.gateway.actor import GatewayActor, GatewayLaunch
 from pd.messages import CellStatus
 from pd.node.process import NodeLaunch
 from pd.placement import here, on_host_of
+from pd.supervisor import NAMESPACE, actor_name
 from pd.types import Peer, Role
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 RESTART_S = 30.0  # that a process may take to be started anew, on a busy machine
@@ -35,8 +39,9 @@ class Basis:
     secret: str | None
     coordinator: ActorHandle
     peer: Peer  # of the coordinator
-    port: int
-    threads: int  # of a node
+    port: int  # of HTTP
+    listener: str  # the name of the socket that gateways share
+    threads: int  # of a node, where its configuration does not say
 
 
 class Processes:
@@ -46,6 +51,8 @@ class Processes:
         self.basis = basis
         self.nodes: dict[str, ActorHandle] = {}  # pools included
         self.gateways: dict[str, ActorHandle] = {}
+        self.configs: dict[str, Config] = {}  # that each was started with
+        self.homes: dict[str, tuple[str, KVLayout]] = {}  # hosts of pools, and what they keep
 
     @property
     def all(self) -> Mapping[str, ActorHandle]:
@@ -54,40 +61,78 @@ class Processes:
     # -------------------------------------------------------------- starting
     def start_node(self, config: Config, node_id: str, role: Role) -> ActorHandle:
         basis = self.basis
+        threads = config.cluster.threads_per_node or basis.threads
         launch = NodeLaunch(
-            node_id, role, basis.cluster_id, basis.peer, config, basis.threads, basis.secret
+            node_id, role, basis.cluster_id, basis.peer, config, threads, basis.secret
         )
-        handle = node_actor(config, basis.cluster_id, node_id, role, basis.threads).remote(launch)
-        self.nodes[node_id] = handle
-        return handle
+        handle = node_actor(config, basis.cluster_id, node_id, role, threads).remote(launch)
+        return self._keep(self.nodes, node_id, handle, config)
 
     def start_pool(self, config: Config, pool_id: str, host: str, layout: KVLayout) -> ActorHandle:
         """On this host, given by the id that Ray has for it."""
         basis = self.basis
+        self.homes[pool_id] = host, layout
         launch = PoolLaunch(
             pool_id, basis.cluster_id, basis.peer, config, layout, basis.secret
         )  # fmt: skip
         options = on_host_of(host)
         handle = actor(PoolActor, basis.cluster_id, pool_id, **options).remote(launch)
-        self.nodes[pool_id] = handle
-        return handle
+        return self._keep(self.nodes, pool_id, handle, config)
 
     def start_gateway(self, config: Config, gateway_id: str) -> ActorHandle:
         basis = self.basis
         launch = GatewayLaunch(
-            gateway_id, basis.cluster_id, basis.peer, config, basis.port, basis.secret
-        )
+            gateway_id, basis.cluster_id, basis.peer, config, basis.port, basis.listener,
+            basis.secret,
+        )  # fmt: skip
         handle = actor(GatewayActor, basis.cluster_id, gateway_id, **here()).remote(launch)
-        self.gateways[gateway_id] = handle
+        return self._keep(self.gateways, gateway_id, handle, config)
+
+    def _keep(
+        self, kept: dict[str, ActorHandle], member_id: str, handle: ActorHandle, config: Config
+    ) -> ActorHandle:
+        self.configs[member_id] = config
+        kept[member_id] = handle
         return handle
 
     # -------------------------------------------------------------- ending
     def end(self, member_id: str) -> None:
         """Stop a process for good, whatever it does."""
         handle = self.nodes.pop(member_id, None) or self.gateways.pop(member_id)
+        del self.configs[member_id]
         self.basis.coordinator.forget_member.remote(member_id)
         ask_to_stop({member_id: handle}, STOP_TIMEOUT_S)
         ray.kill(handle)
+        self._await_name(member_id)
+
+    def _await_name(self, member_id: str) -> None:
+        """Another process may have this name once Ray has given it up."""
+        name = actor_name(self.basis.cluster_id, member_id)
+        deadline = time.monotonic() + RESTART_S
+        while time.monotonic() < deadline:
+            try:
+                ray.get_actor(name, NAMESPACE)
+            except ValueError:
+                return
+            time.sleep(_POLL_S)
+
+    def restart_coordinator(self, deadline: float) -> None:
+        """Ray starts another process of it, which learns from all others what there is."""
+        coordinator = self.basis.coordinator
+        before = get(coordinator.peer.remote(), deadline)
+        ray.kill(coordinator, no_restart=False)
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            try:
+                peer = ray.get(coordinator.peer.remote())
+            except ActorUnavailableError:
+                continue
+            if peer.epoch == before.epoch:
+                continue
+            status = self.status()
+            if status.ready and {row["id"] for row in status.nodes} >= set(self.nodes):
+                return
+        raise PDError("the coordinator did not come back within start_timeout_s")
 
     # -------------------------------------------------------------- what the cell says
     def status(self) -> CellStatus:
@@ -117,7 +162,21 @@ class Processes:
         while self.row(node_id) is not None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
-    def drain(self, node_id: str, move_s: float, progress: Callable[[str], None]) -> None:
+    def await_ready(self, gateway_id: str, deadline: float) -> None:
+        """A gateway accepts connections and can serve them."""
+        while not get(self.gateways[gateway_id].ready.remote(), deadline):
+            if time.monotonic() > deadline:
+                raise PDError(f"{gateway_id} did not get ready within start_timeout_s")
+            time.sleep(_POLL_S)
+
+    def retire(self, gateway_id: str, limit_s: float) -> None:
+        """A gateway leaves what comes to others; return when nothing is there any more."""
+        try:
+            ray.get(self.gateways[gateway_id].retire.remote(limit_s))
+        except RayError as error:
+            log.warning("%s ended before it was done: %s", gateway_id, last_line(error))
+
+    def drain(self, node_id: str, move_s: float) -> None:
         """Return when nothing runs on a node any more. PDError if the cell cannot do without it."""
         row = self.row(node_id)
         while row is not None and row["state"] != "drained":
@@ -125,7 +184,6 @@ class Processes:
                 error = self.ask(self.basis.coordinator.drain, node_id, move_s)
                 if error:
                     raise PDError(error)
-                progress(f"draining {node_id}")
             time.sleep(_POLL_S)
             row = self.row(node_id)
 
@@ -137,10 +195,14 @@ class Processes:
             return f"the coordinator did not answer: {str(failed).splitlines()[-1]}"
         return error
 
-    def homes(self, deadline: float) -> dict[str, KVLayout]:
+    def hosts(self, deadline: float) -> dict[str, KVLayout]:
         """The hosts that have nodes, by Ray's ids, and the shape of the blocks there."""
         calls = [h.home.remote() for id_, h in self.nodes.items() if not is_pool(id_)]
         return dict(get(call, deadline)[::-1] for call in calls)
+
+
+def is_gateway(member_id: str) -> bool:
+    return member_id.startswith("gateway-")
 
 
 def is_pool(member_id: str) -> bool:

@@ -1,9 +1,9 @@
 """What has to happen for a running cell to become what another configuration says. Pure.
 
 Roles change first, for that costs no process; then nodes are added, then removed, so that the cell
-never has fewer than the lesser of both configurations. An option that a process reads when it
-starts has its processes replaced, one after the other. What all of a cell has to agree on cannot
-change under running requests.
+never has fewer than the lesser of both configurations. Processes that read an option which changed
+are replaced, one after the other. What all of a cell has to agree on, such as the model, takes a
+second cell that is given the address of the first.
 """
 
 from __future__ import annotations
@@ -13,31 +13,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pd.config import OPTIONS, Config
-from pd.errors import ConfigError
+from pd.messages import COORDINATOR
 from pd.types import Role
 
 # Who reads an option: it is the cell's supervisor, the processes of one kind, or all together.
 Reader = Literal["supervisor", "node", "pool", "gateway", "cell"]
-Kind = Literal["prefill", "decode", "mixed", "pool", "gateway"]
+Phase = Literal["prefill", "decode", "mixed"]
+Kind = Literal["prefill", "decode", "mixed", "gateway"]  # what is there by number
 
-ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
+ROLES: tuple[Phase, Phase, Phase] = ("prefill", "decode", "mixed")
+# In this order processes are replaced.
+_KINDS = {kind: place for place, kind in enumerate(("pool", *ROLES, "gateway"))}
 
-_BY_SECTION: Mapping[str, Reader] = {
-    "model": "cell",
-    "cache": "cell",
-    "scheduler": "node",
-    "cluster": "cell",
-    "pool": "pool",
-    "transfer": "cell",
-    "gateway": "gateway",
-    "slo": "cell",
-    "balance": "cell",
-    "observe": "cell",
-}
+# What is named neither here nor there is everybody's.
+_BY_SECTION: Mapping[str, Reader] = {"scheduler": "node", "pool": "pool", "gateway": "gateway"}
 _BY_KEY: Mapping[str, Reader] = {
     "prefill": "supervisor",
     "decode": "supervisor",
     "mixed": "supervisor",
+    "gateways": "supervisor",
+    "drain_s": "supervisor",
+    "retire_s": "supervisor",
     "address": "supervisor",
     "start_timeout_s": "supervisor",
     "node_drain_s": "supervisor",
@@ -52,6 +48,7 @@ _BY_KEY: Mapping[str, Reader] = {
     "trace_endpoint": "gateway",
     "trace_file": "gateway",
     "trace_sample": "gateway",
+    "chunk_sizes": "cell",  # routing counts on it
     "host": "cell",
     "port": "cell",
 }
@@ -72,7 +69,7 @@ class Add:
     kind: Kind
 
     def __str__(self) -> str:
-        return f"add a {self.kind} node" if self.kind in ROLES else f"add a {self.kind}"
+        return "add a gateway" if self.kind == "gateway" else f"add a {self.kind} node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,29 @@ class Remove:
         return f"drain and remove {self.member_id}"
 
 
-Step = ChangeRole | Add | Remove
+@dataclass(frozen=True, slots=True)
+class Replace:
+    member_id: str
+
+    def __str__(self) -> str:
+        return f"replace {self.member_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    def __str__(self) -> str:
+        return "start a second cell, give it the address, let this one end what it has"
+
+
+Step = ChangeRole | Add | Remove | Replace | Swap
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process of the cell: a node by its role, a pool or a gateway, as it was started."""
+
+    kind: str
+    config: Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +115,7 @@ class Difference:
 
 
 def reader_of(key: str) -> Reader:
-    return _BY_KEY.get(key) or _BY_SECTION[OPTIONS[key].section]
+    return _BY_KEY.get(key) or _BY_SECTION.get(OPTIONS[key].section, "cell")
 
 
 def differences(old: Config, new: Config) -> list[Difference]:
@@ -107,37 +126,47 @@ def differences(old: Config, new: Config) -> list[Difference]:
         was, is_ = before[option.section][key], after[option.section][key]
         if was != is_:
             shown = "changed" if key in _SECRET else f"{_shown(was)} -> {_shown(is_)}"
-            found.append(Difference(key, reader_of(key), f"{option.path}: {shown}"))
+            # A cell has pools from its start, or has none.
+            appears = key == "pool_dram_gib" and 0 in (was, is_)
+            reader = "cell" if appears else reader_of(key)
+            found.append(Difference(key, reader, f"{option.path}: {shown}"))
     return found
 
 
-def plan(old: Config, new: Config, nodes: Mapping[str, Role]) -> list[Step]:
-    """The steps from a cell of these nodes (pools left out) to what `new` says, in order.
+def plan(
+    old: Config, new: Config, running: Mapping[str, Running], *, roll: bool = False
+) -> list[Step]:
+    """The steps from a cell of these processes to what `new` says, in order. With `roll` every
+    process is replaced that stays."""
+    if any(each.reader == "cell" for each in differences(old, new)):
+        return [Swap()]
+    steps = resize(new, {id_: each.kind for id_, each in running.items()})
+    gone = {step.member_id for step in steps if isinstance(step, Remove)}
+    staying = (id_ for id_ in running if id_ not in gone)
+    for member_id in sorted(staying, key=lambda id_: (_KINDS[running[id_].kind], id_)):
+        each = running[member_id]
+        reader = each.kind if each.kind in ("pool", "gateway") else "node"
+        changed = differences(each.config, new)
+        if roll or any(difference.reader == reader for difference in changed):
+            steps.append(Replace(member_id))
+    return [*steps, Replace(COORDINATOR)] if roll else steps
 
-    ConfigError if `new` cannot be reached without ending the cell.
-    """
-    fixed = [each for each in differences(old, new) if each.reader != "supervisor"]
-    if fixed:
-        raise ConfigError(
-            "these options cannot change while the cell runs: "
-            + "; ".join(each.text for each in fixed)
-            + "; run 'pd teardown' first"
-        )
-    return resize(new, nodes)
 
-
-def resize(new: Config, nodes: Mapping[str, Role]) -> list[Step]:
-    """Steps to the number of nodes of each role that `new` wants."""
-    having: dict[Role, list[str]] = {
-        role: sorted((id_ for id_, has in nodes.items() if has == role), key=_in_order)
-        for role in ROLES
+def resize(new: Config, members: Mapping[str, str]) -> list[Step]:
+    """Steps to the number of nodes of each role, and of gateways, that `new` wants."""
+    having = {
+        kind: sorted((id_ for id_, has in members.items() if has == kind), key=_in_order)
+        for kind in (*ROLES, "gateway")
     }
-    wanted: dict[Role, int] = {role: getattr(new.cluster, role) for role in ROLES}
+    wanted: dict[Phase, int] = {role: getattr(new.cluster, role) for role in ROLES}
     surplus = [id_ for role in ROLES for id_ in having[role][wanted[role] :]]
     missing = [role for role in ROLES for _ in range(wanted[role] - len(having[role]))]
+    gateways = new.cluster.gateways - len(having["gateway"])
     steps: list[Step] = [ChangeRole(*pair) for pair in zip(surplus, missing, strict=False)]
     steps += [Add(role) for role in missing[len(surplus) :]]
+    steps += [Add("gateway")] * gateways
     steps += [Remove(id_) for id_ in reversed(surplus[len(missing) :])]
+    steps += [Remove(id_) for id_ in having["gateway"][new.cluster.gateways :]]
     return steps
 
 

@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pd.config import OPTIONS, Config
-from pd.errors import ConfigError
-from pd.rollout import Add, ChangeRole, Remove, describe, differences, plan, reader_of, resize
+from pd.rollout import (
+    Add,
+    ChangeRole,
+    Remove,
+    Replace,
+    Running,
+    Swap,
+    describe,
+    differences,
+    plan,
+    reader_of,
+    resize,
+)
 from pd.types import Role
 
 COUNTS = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).filter(
@@ -35,7 +46,7 @@ def test_every_step_leaves_a_cell_that_serves(
     for role, count in zip(("prefill", "decode", "mixed"), old, strict=True):
         nodes |= {f"{role}-{i}": role for i in range(count)}  # type: ignore[misc]
     fewest = min(sum(old), sum(new))
-    for step in resize(config(*new), nodes):
+    for step in resize(config(*new), {**nodes, "gateway-0": "gateway"}):
         match step:
             case ChangeRole(node_id, role):
                 nodes[node_id] = role
@@ -49,7 +60,8 @@ def test_every_step_leaves_a_cell_that_serves(
 
 
 def test_a_role_is_changed_before_a_process_is_started() -> None:
-    nodes: dict[str, Role] = {"prefill-0": "prefill", "prefill-1": "prefill", "decode-0": "decode"}
+    nodes = {"prefill-0": "prefill", "prefill-1": "prefill", "decode-0": "decode"}
+    nodes["gateway-0"] = "gateway"
     steps = resize(config(1, 3), nodes)
     assert steps == [ChangeRole("prefill-1", "decode"), Add("decode")]
     assert describe(steps) == ["1. prefill-1 becomes a decode node", "2. add a decode node"]
@@ -57,7 +69,7 @@ def test_a_role_is_changed_before_a_process_is_started() -> None:
 
 
 def test_the_last_ones_go() -> None:
-    nodes: dict[str, Role] = {f"mixed-{i}": "mixed" for i in range(11)}
+    nodes = {f"mixed-{i}": "mixed" for i in range(11)} | {"gateway-0": "gateway"}
     assert resize(config(0, 0, 9), nodes) == [Remove("mixed-10"), Remove("mixed-9")]
 
 
@@ -75,6 +87,49 @@ def test_differences_show_no_secret() -> None:
     ]  # fmt: skip
 
 
-def test_what_would_take_another_cell_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cache.block_size: 16 -> 32.*pd teardown"):
-        plan(config(), config(block_size=32), {"prefill-0": "prefill", "decode-0": "decode"})
+def members(of: Config, **kinds: str) -> dict[str, Running]:
+    return {id_.replace("_", "-"): Running(kind, of) for id_, kind in kinds.items()}
+
+
+CELL = {"prefill_0": "prefill", "decode_0": "decode", "pool_0": "pool", "gateway_0": "gateway"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"block_size": 32}, {"model": "other"}, {"port": 1}, {"pool_dram_gib": 0.0}]
+)
+def test_what_a_cell_has_to_agree_on_takes_another_cell(change: dict[str, Any]) -> None:
+    old = config()
+    assert plan(old, config(decode=3, **change), members(old, **CELL)) == [Swap()]
+
+
+@pytest.mark.parametrize(
+    ("change", "replaced"),
+    [
+        ({"kv_cache_gib": 2.0}, ["prefill-0", "decode-0"]),
+        ({"pool_dram_gib": 2.0}, ["pool-0"]),
+        ({"max_n": 2}, ["gateway-0"]),
+        ({"retire_s": 2.0, "node_drain_s": 1.0}, []),
+    ],
+)
+def test_processes_that_read_an_option_are_replaced(
+    change: dict[str, Any], replaced: list[str]
+) -> None:
+    old = config()
+    steps = plan(old, config(**change), members(old, **CELL))
+    assert steps == [Replace(id_) for id_ in replaced]
+
+
+def test_what_was_replaced_before_is_not_again() -> None:
+    """After a rollout that failed half-way."""
+    old, new = config(), config(kv_cache_gib=2.0)
+    running = members(old, **CELL) | members(new, prefill_0="prefill")
+    assert plan(new, new, running) == [Replace("decode-0")]
+
+
+def test_all_that_stays_is_rolled() -> None:
+    old = config(decode=2)
+    running = members(old, **CELL, decode_1="decode")
+    assert plan(old, config(gateways=2), running, roll=True) == [
+        Add("gateway"), Remove("decode-1"), Replace("pool-0"), Replace("prefill-0"),
+        Replace("decode-0"), Replace("gateway-0"), Replace("coordinator"),
+    ]  # fmt: skip

@@ -25,13 +25,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "deploy",
         help="start a server in a Ray cluster, or change the one that runs there",
-        usage="pd deploy [--config FILE] [--name NAME] [--dry-run] [OPTION ...]",
+        usage="pd deploy [--config FILE] [--name NAME] [--dry-run] [--roll] [OPTION ...]",
         description=DESCRIPTION,
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file; flags win over it")
     add_name_flag(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    parser.add_argument(
+        "--roll", action="store_true", help="replace every process, one after the other"
     )
     add_config_flags(parser)
     parser.set_defaults(run=run)
@@ -58,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         from pd.placement import join
 
         join(address, progress.step)
-        url = deployment.deploy(config, args.name, progress.step, dry_run=args.dry_run)
+        url = deployment.deploy(
+            config, args.name, progress.step, dry_run=args.dry_run, roll=args.roll
+        )
     if url:
         greet(url, config, "'pd teardown' ends it")
     return 0

@@ -17,6 +17,7 @@ from pd import logs
 from pd.config import Config
 from pd.gateway.continuity import LinkOptions
 from pd.gateway.limits import Limits
+from pd.gateway.listener import take
 from pd.gateway.server import GatewayOptions, GatewayServer
 from pd.gateway.tracing import TraceOptions
 from pd.mailbox import AsyncMailbox
@@ -24,18 +25,21 @@ from pd.types import Peer
 
 log = logging.getLogger(__name__)
 
+_JOIN_S = 5.0  # how long a new gateway keeps clients waiting for what the cell says
 _RETRY_S = 2.0  # between a restart that failed and the next
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayLaunch:
-    """What a gateway process is told when it is started. `port` is fixed once it is known."""
+    """What a gateway process is told when it is started. `listener` is the name of the socket
+    that it serves on, of which `port` is the port."""
 
     gateway_id: str
     cluster_id: int
     coordinator: Peer
     config: Config
     port: int
+    listener: str
     secret: str | None = None
 
 
@@ -65,8 +69,20 @@ class GatewayActor:
         dead process."""
         return self._ended.wait(timeout_s)
 
+    def ready(self) -> bool:
+        """Whether it accepts connections and the cell serves."""
+        return self._started.result().ready
+
+    def retire(self, limit_s: float) -> None:
+        """Leave to other gateways what comes; return when nothing is here any more."""
+        server = self._started.result()
+        asyncio.run_coroutine_threadsafe(server.retire(limit_s), self._loop).result()
+        self._ended.wait(timeout=10)
+
     def stop(self) -> None:
         """Let running requests end for a while, then end the rest with an error event."""
+        if self._ended.is_set():
+            return
         server = self._started.result()
         asyncio.run_coroutine_threadsafe(server.shutdown(), self._loop).result(
             timeout=server.options.drain_s + 30
@@ -100,7 +116,10 @@ async def _serve(launch: GatewayLaunch, started: Future[GatewayServer]) -> None:
         secret=launch.secret,
         max_message_bytes=config.transfer.max_message_bytes,
     )
-    server = GatewayServer(gateway_options(launch), mailbox, launch.coordinator)
+    listening = take(launch.listener)
+    server = GatewayServer(
+        gateway_options(launch), mailbox, launch.coordinator, listening=listening
+    )
     started.set_result(server)
     await server.serve()
 
@@ -136,4 +155,5 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
         trace=TraceOptions(
             config.observe.trace_endpoint, config.observe.trace_file, config.observe.trace_sample
         ),
+        join_s=_JOIN_S,
     )

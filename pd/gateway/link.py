@@ -148,6 +148,11 @@ class CellLink:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._receive()), loop.create_task(self._tick())]
 
+    async def await_cell(self, timeout_s: float) -> None:
+        """Return once the cell has said how it is, or after so long: until then it is of no use."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.membership.told.wait(), timeout_s)
+
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests, and wait for those that run."""
         self._closing = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -57,6 +58,7 @@ class Membership:
         self._next_beat_s = float("-inf")
         self._peers: dict[str, Peer] = {COORDINATOR: coordinator}
         self.joined = False
+        self.told = asyncio.Event()  # how the cell is
         self.heard_s = clock()
         self.status = CellStatus(False, NOT_JOINED, ())
         mailbox.connect(coordinator)
@@ -111,6 +113,7 @@ class Membership:
 
     def on_status(self, message: CellStatus) -> None:
         self.status = message
+        self.told.set()
 
     def on_peers(self, message: Peers) -> None:
         current = {peer.id: peer for peer in message.peers if peer.id != self.id}

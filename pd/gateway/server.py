@@ -19,6 +19,7 @@ from pd.gateway.continuity import LinkOptions
 from pd.gateway.courier import Mailbox
 from pd.gateway.limits import Limits
 from pd.gateway.link import CellLink
+from pd.gateway.listener import BACKLOG, bind
 from pd.gateway.metrics import GatewayMetrics
 from pd.gateway.served import ServedModel
 from pd.gateway.stalled import StallGuard
@@ -31,7 +32,9 @@ from pd.types import Peer
 
 _SEND_BUFFER_BYTES = 128 << 10  # of each connection, in the kernel
 _TICK_S = 0.1  # of uvicorn's main loop
-_BACKLOG = 2048  # connections that wait to be accepted
+_LINGER_S = 6.0  # for which a client may keep an idle connection and still use it
+_POLL_S = 0.05
+_LAST_ANSWER = (b"connection", b"close")
 _SHUTTING_DOWN = StreamFailedError("the server is shutting down", status=503)
 
 
@@ -52,6 +55,7 @@ class GatewayOptions:
     drain_s: float = 10.0  # at shutdown, how long running requests may still take
     write_timeout_s: float = 60.0  # how long a client may leave a piece of its answer unread
     keep_alive_s: int = 75
+    join_s: float = 0.0  # how long to wait for the cell before the first connection is accepted
 
 
 class GatewayServer:
@@ -66,8 +70,10 @@ class GatewayServer:
         mailbox: Mailbox,
         coordinator: Peer,
         model: ServedModel | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
-        """Bind the port at once (ConfigError if that fails) and load the tokenizer."""
+        """Load the tokenizer and, unless there is a `listening` socket, bind the port: ConfigError
+        if that fails."""
         tenants = Tenants(options.api_keys)
         keyless = sorted(options.classes.tenants.keys() - set(options.api_keys.values()))
         if keyless:
@@ -77,7 +83,7 @@ class GatewayServer:
             )
         self.options = options
         self.model = model or ServedModel.load(options.model_dir, options.model_name)
-        self._socket = _bind(options.host, options.port)
+        self._socket = listening or bind(options.host, options.port)
         # What the kernel keeps for a client that does not read; by itself it would take megabytes.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.port: int = self._socket.getsockname()[1]
@@ -102,7 +108,7 @@ class GatewayServer:
                 proxy_headers=False,
                 timeout_keep_alive=options.keep_alive_s,
                 timeout_graceful_shutdown=5,
-                backlog=_BACKLOG,
+                backlog=BACKLOG,
             ),
             options.write_timeout_s,
         )
@@ -116,10 +122,38 @@ class GatewayServer:
         """Join the cell and serve until `shutdown`."""
         self.link.start()
         try:
+            await self.link.await_cell(self.options.join_s)
             await self._server.serve(sockets=[self._socket])
         finally:
             await self.link.close()
             self._socket.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts connections and the cell serves."""
+        return self._server.started and self.link.readiness()[0]
+
+    async def retire(self, limit_s: float) -> None:
+        """Leave to other gateways what comes, end what is here, and shut down.
+
+        No connection is accepted any more. A request on one that there is already is answered, with
+        word that the connection ends. Over is this when all are closed, or have been idle for long;
+        after `limit_s` whoever still streams gets an error event."""
+        state = self._server.server_state
+        for server in self._server.servers:
+            server.close()
+        # The list that responses begin with, and the one that it is made anew from.
+        state.default_headers.append(_LAST_ANSWER)
+        self._server.config.encoded_headers.append(_LAST_ANSWER)
+        clock = self.link.clock
+        now = busy_s = clock()
+        end_s = now + limit_s
+        while state.connections and now < min(end_s, busy_s + _LINGER_S):
+            await asyncio.sleep(_POLL_S)
+            now = clock()
+            if state.tasks:
+                busy_s = now
+        await self.shutdown()
 
     async def shutdown(self) -> None:
         """Refuse new requests, let running ones end for `drain_s`, then end the rest.
@@ -162,19 +196,3 @@ def _protocol() -> type[Any]:
             super().connection_made(transport)
 
     return Protocol
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen(_BACKLOG)  # from now on clients wait instead of being refused
-    except OSError as error:
-        bound.close()
-        raise ConfigError(
-            f"cannot serve HTTP on {host}:{port}: {error.strerror}; choose another --port"
-        ) from None
-    bound.setblocking(False)
-    return bound

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from role_soak import RoleSoak
+from asking import Asking
 
 from pd.client import Client
 
@@ -59,19 +59,31 @@ def url(commands: Commands) -> str:
     return url
 
 
+LAST = ("--prefill", "2", "--decode", "1", "--gateways", "1")
+
+
+def processes(url: str) -> set[tuple[str, int]]:
+    """Of all kinds, as they are told apart in a trace of the system."""
+    with Client(url) as client:
+        status = client.status()
+        return {(status["gateway"]["id"], status["gateway"]["pid"])} | {
+            (row["role"], row["pid"]) for row in status["nodes"]
+        }
+
+
 def roles(url: str) -> list[str]:
     with Client(url) as client:
         return sorted(row["role"] for row in client.status()["nodes"] if row["role"] != "pool")
 
 
 def test_a_cell_is_changed_in_place(commands: Commands, url: str) -> None:
-    soak = RoleSoak(url, clients=4, seed=3)
+    soak = Asking(url, clients=4, seed=3)
     try:
         with soak.asking():
-            code, again, err = commands.deploy("--prefill", "1", "--decode", "3")
+            code, again, err = commands.deploy("--prefill", "1", "--decode", "3", "--gateways", "2")
             assert code == 0 and again == url, err
             assert roles(url) == ["decode"] * 3 + ["prefill"]
-            code, again, err = commands.deploy("--prefill", "2", "--decode", "1")
+            code, again, err = commands.deploy(*LAST)
             assert code == 0 and again == url, err
             assert "becomes a prefill node" in err and "drain and remove" in err
             assert roles(url) == ["decode", "prefill", "prefill"]
@@ -80,8 +92,37 @@ def test_a_cell_is_changed_in_place(commands: Commands, url: str) -> None:
     assert soak.wrong == [] and soak.answers >= 4
 
 
-def test_what_cannot_be_is_said(commands: Commands, url: str) -> None:
-    code, _, err = commands.deploy("--prefill", "2", "--decode", "1", "--block-size", "8")
-    assert code == 2 and "cache.block_size: 16 -> 8" in err
-    code, _, err = commands.deploy("--prefill", "2", "--decode", "1")
+def test_every_process_takes_its_turn(commands: Commands, url: str) -> None:
+    before = processes(url)
+    soak = Asking(url, clients=4, seed=4)
+    try:
+        with soak.asking():
+            code, again, err = commands.deploy(*LAST, "--roll")
+    finally:
+        soak.close()
+    assert code == 0 and again == url, err
+    assert soak.wrong == [] and soak.answers >= 4
+    assert not before & processes(url)
+
+
+def test_another_cell_takes_the_address(commands: Commands, url: str) -> None:
+    """Blocks of another size: no process of the first cell could work with one of the second."""
+    soak = Asking(url, clients=4, seed=5)
+    try:
+        with soak.asking():
+            code, again, err = commands.deploy(*LAST, "--block-size", "8")
+    finally:
+        soak.close()
+    assert code == 0 and again == url, err
+    assert "cache.block_size: 16 -> 8" in err and soak.wrong == []
+    with Client(url) as client:
+        assert {row["block_size"] for row in client.status()["nodes"]} == {8}
+    code, _, err = commands.deploy(*LAST, "--block-size", "8")
     assert code == 0 and "nothing to do" in err
+
+
+def test_what_cannot_be_is_said_and_changes_nothing(commands: Commands, url: str) -> None:
+    before = processes(url)
+    code, _, err = commands.deploy("--prefill", "2", "--decode", "1", "--cpus-per-node", "1000")
+    assert code != 0 and "1000 CPU" in err
+    assert processes(url) == before
