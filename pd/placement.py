@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import ray
@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
 from pd.errors import ConfigError, PDError
+from pd.sockets import is_loopback
 from pd.types import Role
 
 _REACH_S = 5.0
@@ -45,8 +46,11 @@ def join(address: str, progress: Callable[[str], None], hint: str = "") -> None:
     progress(f"joining the Ray cluster at {address}")
     advice = f"start one with 'ray start --head'{hint}"
     _check_reachable(address, advice)
+    host = address.rpartition(":")[0]
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        # One that listens on loopback addresses only does not know this host by another.
+        with _on_loopback() if host and is_loopback(host) else nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise ConfigError(f"no Ray cluster at '{address}': {why}; {advice}") from None
