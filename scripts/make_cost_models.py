@@ -41,6 +41,8 @@ def from_operators(gpu: str, model: str, tp: int, folder: Path) -> CostModel:
         operator_tables(folder, gpu).samples(shape, tp),
         about=about(model, gpu, tp),
         max_knots=DENSE_KNOTS,
+        # Only whole prompts were measured: what reading their KV takes is the data sheet's.
+        context_s=roofline(GPUS[gpu], shape, tp=tp).attention.context_s,
     )
     return finish(found, gpu, shape.layers, tp, AICONFIGURATOR)
 

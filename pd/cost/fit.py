@@ -31,19 +31,22 @@ def fit(
     *,
     about: Mapping[str, Any] | None = None,
     max_knots: Mapping[str, int] | None = None,
+    context_s: float = 0.0,
 ) -> CostModel:
     """The model that fits best. ConfigError says which steps are missing where there are too few.
 
-    What a mixed step costs beyond its two halves is fitted only if there are mixed steps.
+    What a mixed step costs beyond its two halves is fitted only if there are mixed steps, and
+    reading a token's KV only if some prompts begin after others' KV: else it is `context_s`, since
+    whole prompts read as many tokens as they compute, and nothing tells the two apart.
     Links are not: set them with `dataclasses.replace`.
     """
     import numpy as np
 
     samples = list(samples)
     _check(samples)
-    terms = _Terms(samples, {**_MAX_KNOTS, **(max_knots or {})})
+    terms = _Terms(samples, {**_MAX_KNOTS, **(max_knots or {})}, context_s)
     matrix = np.array([terms.row(sample.load) for sample in samples])
-    seconds = np.array([sample.seconds for sample in samples])
+    seconds = np.array([sample.seconds - terms.known_s(sample.load) for sample in samples])
     counts = {phase: sum(sample.load.phase == phase for sample in samples) for phase in PHASES}
     weights = np.array([counts[sample.load.phase] ** -0.5 for sample in samples])
     model = terms.model(robust_nnls(matrix, seconds, weights).tolist())
@@ -143,8 +146,12 @@ class _Ramps:
 class _Terms:
     """The columns of the least-squares problem, and the way from its solution to a model."""
 
-    def __init__(self, samples: Sequence[Sample], most: Mapping[str, int]) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], most: Mapping[str, int], context_s: float
+    ) -> None:
         loads = [sample.load for sample in samples]
+        self.has_context = any(load.prefill_context > load.prefill_tokens for load in loads)
+        self.context_s = context_s
         mixed = [load for load in loads if load.num_chunks and load.decode_seqs]
         # One constant for a whole step: the floor of its linear layers and its overhead.
         self.linear = _Ramps(knots([load.tokens for load in loads], most["linear"]), constant=True)
@@ -162,7 +169,7 @@ class _Terms:
             *self.output.row(load.rows),
             *self.decode.row(load.decode_context),
             load.prefill_pairs,
-            float(load.prefill_context),
+            float(load.prefill_context) if self.has_context else 0.0,
             float(load.num_chunks),
             float(load.decode_seqs),
         ]
@@ -170,6 +177,10 @@ class _Terms:
             row += self.mixed.row(load.decode_context if both else 0)
             row += [load.decode_seqs, load.prefill_tokens * load.decode_seqs] if both else [0, 0]
         return row
+
+    def known_s(self, load: StepLoad) -> float:
+        """What of a step is not to be found."""
+        return 0.0 if self.has_context else self.context_s * load.prefill_context
 
     def model(self, solution: Sequence[float]) -> CostModel:
         rest = list(solution)
@@ -183,6 +194,8 @@ class _Terms:
         output = self.output.curve(take(len(self.output)))
         decode = self.decode.curve(take(len(self.decode)))
         pair_s, context_s, chunk_s, decode_seq_s = take(4)
+        if not self.has_context:
+            context_s = self.context_s
         mixed, mixed_seq_s, pad_s = Curve(), 0.0, 0.0
         if self.has_mixed:
             mixed = self.mixed.curve(take(len(self.mixed)))

@@ -77,6 +77,15 @@ def test_without_mixed_steps_the_halves_are_added() -> None:
     assert "mixed" not in found.fit
 
 
+def test_whole_prompts_do_not_tell_what_reading_kv_takes() -> None:
+    """They read as many tokens as they compute: the part of the one in the other is given."""
+    whole = [s for s in samples() if s.load.prefill_context == s.load.prefill_tokens]
+    assert any(s.load.num_chunks for s in whole) and fit(whole).attention.context_s == 0.0
+    given = fit(whole, context_s=1e-7)
+    assert given.attention.context_s == 1e-7 and given.fit["prefill"]["mean"] < 0.015
+    assert fit(samples(), context_s=1.0).attention.context_s == pytest.approx(1e-7, rel=0.2)
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_too_few_steps_are_refused(phase: str) -> None:
     rest = [s for s in samples() if s.load.phase != phase]
