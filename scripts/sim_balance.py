@@ -40,7 +40,7 @@ BETWEEN = LogNormal(6000, 0.6, 16000), LogNormal(500, 0.6, 2000)
 LONG_PROMPTS = LogNormal(8000, 0.6, 16000), LogNormal(60, 0.6, 300)
 LONG_ANSWERS = LogNormal(800, 0.6, 4000), LogNormal(800, 0.6, 3000)
 MAX_SEQS = 512
-CHUNKS = (256, 512, 8192)  # of mixed nodes that do not choose by themselves
+CHUNKS = (512, 2048, 8192)  # of mixed nodes that do not choose by themselves
 _Job = tuple[dict[str, Any], Workload, dict[str, Any]]
 
 
@@ -58,6 +58,7 @@ def splits(num_nodes: int) -> dict[str, dict[str, Any]]:
         f"mixed x {num_nodes}, chunks of {chunk}": {**mixed, "max_num_batched_tokens": chunk}
         for chunk in CHUNKS
     }
+    found[f"mixed x {num_nodes}, adaptive"] = {**mixed, "chunk_sizes": "adaptive"}
     half = num_nodes // 2
     found["balanced"] = {"prefill": half, "decode": num_nodes - half, "balance": True}
     return found
