@@ -44,7 +44,10 @@ class Health:
         breaker = self._breakers.get((node.id, node.epoch))
         if breaker is None and (step_s < _UNUSUAL * usual_s or not self._others_for(node)):
             return
-        load = snapshot.step_seqs, snapshot.step_context, snapshot.step_prompt_tokens
+        load = (
+            snapshot.step_seqs, snapshot.step_context,
+            snapshot.step_prompt_tokens, snapshot.step_prompt_context,
+        )  # fmt: skip
         others = (other for other in self._alike.get(kind, ()) if other is not node)
         peers = [each for other in others if (each := other.pace.step_s(*load)) is not None]
         expected = expected_s(node.pace.step_s(*load), peers)

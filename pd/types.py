@@ -301,6 +301,7 @@ class NodeSnapshot:
     step_seqs: int = 0  # sequences that decoded
     step_context: int = 0  # their tokens
     step_prompt_tokens: int = 0
+    step_prompt_context: int = 0  # where each of its chunks ends in its prompt, summed
     busy_s: float = 0.0  # how long the step under way has been running
     prefill_rate: float = 0.0  # prompt tokens a second, smoothed; 0 before the first prefill
     num_transfers: int = 0

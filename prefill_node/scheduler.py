@@ -92,6 +92,11 @@ class PrefillScheduler:
             count += sum(len(tasks) for tasks in self._deferred.values())
         return count
 
+    @property
+    def most_computed(self) -> int:
+        """Tokens that the running prompt which is furthest has; 0 if none runs."""
+        return max((task.lead.num_computed for task in self.running.values()), default=0)
+
     def add(self, task: PrefillTask) -> None:
         self.waiting.push(task, task.work, task.arrived)
         self._count(task, self.to_compute(task))

@@ -81,7 +81,7 @@ TABLE: tuple[NodeMetric, ...] = tuple(
 NOT_SHOWN = frozenset(
     {
         "node_id", "id", "role", "state", "host", "device", "pool", "pid", "last_transfer_id",
-        "step_seqs", "step_context", "step_prompt_tokens",
+        "step_seqs", "step_context", "step_prompt_tokens", "step_prompt_context",
         "cached_blocks", "served_blocks", "num_disk_blocks", "disk_blocks", "served_disk_blocks",
     }
 )  # fmt: skip

@@ -117,7 +117,8 @@ class NodeCore:
         self._last_transfer_id = 0
         self._steps = 0
         self._step_s = 0.0
-        self._step_load = (0, 0, 0)  # sequences, their context, prompt tokens
+        self._step_load = (0, 0, 0, 0)  # sequences, their context, prompt tokens and context
+        self._steps_without = 0  # chunks, in a row
         self._planned_context = 0
         self._step_times = StepTimes()
         self._prefill_rate = 0.0
@@ -226,8 +227,12 @@ class NodeCore:
         budget = self.limits.max_num_batched_tokens - len(plan.decodes)
         if self.limits.adaptive_chunks and plan.decodes and len(self.prefill.scheduler):
             context = self.decode.scheduler.num_tokens
-            budget = chunk_tokens(plan.decodes, context, budget, self._step_times, now)
+            budget = chunk_tokens(
+                plan.decodes, context, budget, self._step_times, now,
+                start=self.prefill.scheduler.most_computed, steps_without=self._steps_without,
+            )  # fmt: skip
         chunks = self.prefill.plan(now, budget) if budget > 0 else ()
+        self._steps_without = 0 if chunks else self._steps_without + 1
         if chunks:
             plan = BatchPlan(chunks, plan.decodes, plan.copies)
         if not plan:
@@ -261,7 +266,8 @@ class NodeCore:
         self.prefill.commit(plan.chunks, samples[:num_first], now)
         self._decode_tokens += self.decode.commit(plan.decodes, samples[num_first:], times)
         num_prefill = sum([chunk.num_tokens for chunk in plan.chunks])
-        self._step_load = (len(plan.decodes), self._planned_context, num_prefill)
+        read = num_prefill + sum([chunk.start for chunk in plan.chunks])
+        self._step_load = (len(plan.decodes), self._planned_context, num_prefill, read)
         if self.limits.adaptive_chunks and plan.decodes and self._step_s > 0.0:
             self._step_times.add(*self._step_load, self._step_s)
         if num_prefill and self._step_s > 0:
@@ -313,6 +319,7 @@ class NodeCore:
             step_seqs=self._step_load[0],
             step_context=self._step_load[1],
             step_prompt_tokens=self._step_load[2],
+            step_prompt_context=self._step_load[3],
             busy_s=now - self._planned_at if self.busy else 0.0,
             prefill_rate=self._prefill_rate,
             num_transfers=self._num_transfers,

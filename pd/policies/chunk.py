@@ -5,10 +5,15 @@ mean time of a token, and how far ahead of that target it is. The chunk is as la
 can afford least allows: large while outputs are ahead or nothing decodes, small where they are
 close to their target. So the size of a chunk, which elsewhere is fixed for the worst case, follows
 the targets and the load (compare "Sarathi-Serve", Agrawal et al. 2024, and "TaiChi", 2025).
+
+A chunk far into its prompt reads the KV of all before it, and a small one costs little less than a
+larger one. One that would be mostly reading is put off until outputs are further ahead, or run a
+little early where they can all make up for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from pd.policies.steps import StepTimes
@@ -16,30 +21,49 @@ from pd.types import Sequence
 
 # Of a target: the rest is for the way of tokens to their client, and for steps that take longer.
 SHARE = 0.92
-# Prompts never stand still: a few tokens cost little more than none.
+# Prompts never stand still: so many tokens a step in the mean cost little more than none.
 LEAST_TOKENS = 16
 
 
 def chunk_tokens(
-    decodes: Collection[Sequence], context: int, budget: int, times: StepTimes, now: float
+    decodes: Collection[Sequence],
+    context: int,
+    budget: int,
+    times: StepTimes,
+    now: float,
+    start: int = 0,
+    steps_without: int = 0,
 ) -> int:
-    """At most `budget`: prompt tokens beside these sequences, `context` tokens all together."""
+    """At most `budget`: prompt tokens beside these sequences, `context` tokens all together.
+
+    The prompt to go on with has `start` tokens already; 0 puts it off, as the last
+    `steps_without` steps did.
+    """
     paced = [(seq, tpot_s) for seq in decodes if (tpot_s := seq.request.slo.tpot_s) is not None]
     if not paced or not times.known:
         return budget
-    step_s = times.step_s(len(decodes), context)
-    spare_s = min(_spare_s(seq, SHARE * tpot_s, step_s, now) for seq, tpot_s in paced)
-    per_token_s = times.per_prompt_token_s
-    if per_token_s <= 0.0 or spare_s >= budget * per_token_s:
+    per_token_s, fixed_s = times.per_prompt_token_s, times.chunk_s(start)
+    if per_token_s <= 0.0:
         return budget
-    return max(min(budget, LEAST_TOKENS), int(spare_s / per_token_s))
+    step_s = times.step_s(len(decodes), context)
+    spare_s = least_left_s = math.inf
+    for seq, tpot_s in paced:
+        so_far_s, length = now - seq.paced_from_s, seq.params.max_tokens
+        rest_s = (length - seq.num_output) * step_s
+        if so_far_s + rest_s <= (length - 1) * tpot_s:  # else it misses it whatever is done
+            pace_s = SHARE * tpot_s
+            spare_s = min(spare_s, seq.num_output * pace_s - so_far_s - step_s)
+            least_left_s = min(least_left_s, (length - 1) * pace_s - so_far_s - rest_s)
+    if spare_s >= fixed_s + budget * per_token_s:
+        return budget
+    worth = min(budget, worth_tokens(fixed_s, per_token_s))
+    tokens = int(max(0.0, spare_s - fixed_s) / per_token_s)
+    if tokens >= worth:
+        return tokens
+    early = spare_s >= 0.0 and least_left_s >= fixed_s + worth * per_token_s
+    return worth if early or (steps_without + 1) * LEAST_TOKENS >= worth else 0
 
 
-def _spare_s(seq: Sequence, tpot_s: float, step_s: float, now: float) -> float:
-    """How much longer than `step_s` its next step may take; without end where the sequence misses
-    its target whatever is done."""
-    ahead_s = seq.paced_from_s + tpot_s * seq.num_output - now
-    left = seq.params.max_tokens - seq.num_output
-    if ahead_s + (left - 1) * tpot_s < left * step_s:
-        return float("inf")
-    return ahead_s - step_s
+def worth_tokens(fixed_s: float, per_token_s: float) -> int:
+    """The smallest chunk that is worth its `fixed_s`: it computes for as long."""
+    return max(LEAST_TOKENS, math.ceil(fixed_s / per_token_s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pd.policies.chunk import LEAST_TOKENS
+from pd.policies.chunk import LEAST_TOKENS, worth_tokens
 from pd.policies.steps import StepTimes
 from pd.types import NodeSnapshot
 
@@ -49,7 +49,7 @@ class EventRate:
 class Pace:
     """Of one node."""
 
-    __slots__ = ("ended", "_times", "_steps", "_prefilled", "_prompt_tokens", "_chunk")
+    __slots__ = ("ended", "_times", "_steps", "_prefilled", "_prompt_tokens", "_chunk", "_read")
 
     def __init__(self) -> None:
         self.ended = EventRate()
@@ -57,6 +57,7 @@ class Pace:
         self._steps = self._prefilled = 0
         self._prompt_tokens = 0.0  # a step that also decodes has, in the mean
         self._chunk = 0.0  # that an average token of a prompt comes in
+        self._read = 0.0  # tokens whose KV chunks read, for each that they compute
 
     def observe(self, snapshot: NodeSnapshot) -> None:
         """Learn from the last step that a snapshot tells of, if that is a new one."""
@@ -66,7 +67,8 @@ class Pace:
         self._steps, self._prefilled = snapshot.steps, snapshot.prefill_tokens
         seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
         if seqs or prompt_tokens:
-            self._times.add(seqs, snapshot.step_context, prompt_tokens, snapshot.step_s)
+            load = seqs, snapshot.step_context, prompt_tokens, snapshot.step_prompt_context
+            self._times.add(*load, snapshot.step_s)
         if seqs and steps > 0:
             # Of all steps since the last snapshot: those that one tells of are rarely without a
             # prompt, since it is prompts that make nodes report.
@@ -75,10 +77,21 @@ class Pace:
             if prompt_tokens:
                 weight = min(1.0, _SMOOTHING * prompt_tokens / max(1.0, self._prompt_tokens))
                 self._chunk += weight * (prompt_tokens - self._chunk)
+                self._read += weight * (snapshot.step_prompt_context / prompt_tokens - self._read)
 
-    def step_s(self, seqs: float, context: float, prompt_tokens: float = 0.0) -> float | None:
-        """What a step of this load takes; None until a few have been seen."""
-        return self._times.step_s(seqs, context, prompt_tokens) if self._times.known else None
+    def step_s(
+        self,
+        seqs: float,
+        context: float,
+        prompt_tokens: float = 0.0,
+        prompt_context: float | None = None,
+    ) -> float | None:
+        """What a step of this load takes; None until a few have been seen. Where nothing is said
+        of it, chunks of prompts read as much KV as they did lately."""
+        if not self._times.known:
+            return None
+        read = prompt_tokens * self._read if prompt_context is None else prompt_context
+        return self._times.step_s(seqs, context, prompt_tokens, read)
 
     def tpot_s(self, seqs: float, context: float) -> float | None:
         """The mean step of such a batch, with as many prompts in between as there were lately."""
@@ -97,15 +110,24 @@ class Pace:
         spread = math.sqrt(mean * self._chunk / max(1.0, num_steps))
         return self.step_s(seqs, context, mean + _MOST_OF * spread)
 
-    def prompt_rate(self, seqs: float, context: float, tpot_s: float) -> float | None:
-        """Prompt tokens a second beside such a batch, in steps that take `tpot_s`; None until a
-        few have been seen."""
+    def prompt_rate(
+        self, seqs: float, context: float, tpot_s: float, num_tokens: int
+    ) -> float | None:
+        """Tokens a second of prompts of so many, beside such a batch, where a token of an output
+        may take `tpot_s` in the mean; None until a few steps have been seen."""
         base_s = self.step_s(seqs, context)
         per_token_s = self._times.per_prompt_token_s
         if base_s is None or per_token_s <= 0.0:
             return None
-        tokens = max(LEAST_TOKENS, (tpot_s - base_s) / per_token_s)
-        return tokens / (base_s + tokens * per_token_s)
+        gain_s = max(0.0, tpot_s - base_s)  # of outputs on their targets, by a step without prompts
+        start = max(0.0, num_tokens - gain_s / per_token_s) / 2  # of a chunk, in the mean
+        fixed_s = self._times.chunk_s(start)
+        worth = worth_tokens(fixed_s, per_token_s)
+        tokens = max(worth, (gain_s - fixed_s) / per_token_s)
+        chunk_s = fixed_s + tokens * per_token_s
+        # Never fewer than the least; else as often as outputs have gained what a chunk takes.
+        rate = worth / (worth / LEAST_TOKENS * base_s + fixed_s + worth * per_token_s)
+        return max(rate, tokens * gain_s / (chunk_s * tpot_s))
 
     def per_seq_s(self, context: float) -> float:
         """How much one more sequence of so much context adds to every step."""

@@ -95,5 +95,5 @@ def _rate(node: Candidate, prompt: Prompt) -> float:
     tpot_s, pace = prompt.slo.tpot_s, node.pace
     if not prompt.paced or tpot_s is None or pace is None or not node.num_seqs:
         return rate
-    beside = pace.prompt_rate(node.num_seqs, node.context, SHARE * tpot_s)
+    beside = pace.prompt_rate(node.num_seqs, node.context, SHARE * tpot_s, prompt.num_tokens)
     return rate if beside is None else min(rate, beside)
