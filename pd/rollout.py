@@ -1,14 +1,15 @@
 """What has to happen for a running cell to become what another configuration says. Pure.
 
-Roles change first, for that costs no process; then nodes are added, then removed, so that the cell
-never has fewer than the lesser of both configurations. Processes that read an option which changed
-are replaced, one after the other. What all of a cell has to agree on, such as the model, takes a
-second cell that is given the address of the first.
+Roles change first, for that costs no process, unless the cell could not serve before others have
+come; then nodes are added, then removed, so that it never has fewer than the lesser of both
+configurations. Processes that read an option which changed are replaced, one after the other. What
+all of a cell has to agree on, such as the model, takes a second cell that is given the address of
+the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -162,12 +163,24 @@ def resize(new: Config, members: Mapping[str, str]) -> list[Step]:
     surplus = [id_ for role in ROLES for id_ in having[role][wanted[role] :]]
     missing = [role for role in ROLES for _ in range(wanted[role] - len(having[role]))]
     gateways = new.cluster.gateways - len(having["gateway"])
-    steps: list[Step] = [ChangeRole(*pair) for pair in zip(surplus, missing, strict=False)]
+    steps: list[Step] = []
+    later: list[Step] = []  # changes that the cell cannot do without nodes that are yet to come
+    roles = {id_: role for role in ROLES for id_ in having[role]}
+    for node_id, role in zip(surplus, missing, strict=False):
+        possible = _serves({**roles, node_id: role}.values())
+        (steps if possible else later).append(ChangeRole(node_id, role))
+        if possible:
+            roles[node_id] = role
     steps += [Add(role) for role in missing[len(surplus) :]]
+    steps += later
     steps += [Add("gateway")] * gateways
     steps += [Remove(id_) for id_ in reversed(surplus[len(missing) :])]
     steps += [Remove(id_) for id_ in having["gateway"][new.cluster.gateways :]]
     return steps
+
+
+def _serves(roles: Collection[str]) -> bool:
+    return "mixed" in roles or ("prefill" in roles and "decode" in roles)
 
 
 def describe(steps: Sequence[Step]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pd.config import OPTIONS, Config
@@ -38,7 +38,9 @@ def serves(nodes: dict[str, Role]) -> bool:
     return "mixed" in roles or {"prefill", "decode"} <= roles
 
 
+@settings(max_examples=400)
 @given(COUNTS, COUNTS)
+@example((0, 0, 1), (1, 1, 0))
 def test_every_step_leaves_a_cell_that_serves(
     old: tuple[int, int, int], new: tuple[int, int, int]
 ) -> None:
