@@ -23,6 +23,7 @@ from pd.types import Role
 
 _REACH_S = 5.0
 _JOIN_POLL_S = 0.5
+_RAY_STARTS = 2
 
 T = TypeVar("T")
 
@@ -79,10 +80,18 @@ def start_ray(num_cpus: int) -> None:
     # Else workers run at nice 15: whatever runs beside a node takes its core away for milliseconds.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with _on_loopback():
-        ray.init(
-            num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
+        for attempt in range(_RAY_STARTS):
+            try:
+                ray.init(
+                    num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )  # fmt: skip
+                return
+            except Exception as error:  # Ray has no class for it
+                # On a busy machine Ray's own limit of 30 s, which cannot be set, may be too short.
+                ray.shutdown()
+                if attempt + 1 == _RAY_STARTS:
+                    raise PDError(f"Ray does not start on this host: {error}") from None
 
 
 @contextmanager

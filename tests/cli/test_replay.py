@@ -48,7 +48,7 @@ def test_as_json(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"admitted", "setrole"} <= {row["decision"] for row in rows}
     times = [row["at_s"] for row in rows]
-    assert times == sorted(times) and times[0] == 0
+    assert times == sorted(times) and 0 <= times[0] < 1  # since the recording began
 
 
 def test_what_is_no_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
