@@ -17,6 +17,7 @@ class Assignment:
     gateway: str
     transfer_id: int
     admitted: Admitted
+    ttft_target_s: float | None = None
 
     def runs_on(self, node_id: str, epoch: int) -> bool:
         """Whether either half of it runs on this node, or on a process before it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from pd.assignment import Assignment, Parked
 from pd.balancer import Balancer
+from pd.foresight import learn, missed
 from pd.health import Health
 from pd.holders import Holders
 from pd.member import Absent, Gateway, Member, Node, in_order
@@ -48,7 +49,6 @@ from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
-from pd.policies.early_reject import reject_early
 from pd.policies.fit import never_fits
 from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
@@ -116,6 +116,7 @@ class Coordinator:
                 node = self.members.nodes.get(assignment.admitted.decode)
                 if node is not None:
                     node.pace.ended.count(now)
+                learn(assignment, message.ttft_s, self.members)
         elif isinstance(message, Cancel):
             self._cancel(message)
         elif isinstance(message, Ongoing):
@@ -235,7 +236,7 @@ class Coordinator:
             return False
         overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
-            self._reject(work, 429, overload.message, overload.retry_after_s)
+            self._reject(work, overload.status, overload.message, overload.retry_after_s)
         else:
             self._place(work, route)
         return True
@@ -275,7 +276,7 @@ class Coordinator:
             prefill.epoch, decode.epoch, route.num_cached * prefill.hello.block_size,
             route.sources[0].holder if route.sources else "", route.forecast.ttft_s,
         )  # fmt: skip
-        assignment = Assignment(request.gateway, transfer_id, admitted)
+        assignment = Assignment(request.gateway, transfer_id, admitted, request.slo.ttft_s)
         assignments.update(dict.fromkeys(work.indices, assignment))
         self.router.sent(route, work, transfer_id)
         self.health.sent(prefill, decode)
@@ -412,7 +413,7 @@ class Coordinator:
         if waiting < limit:
             if limits.admission == "queue":
                 return None
-            return reject_early(route.forecast, request.slo, limits.admission_margin)
+            return missed(route, request.slo, limits.admission_margin, self.members)
         waits = (c.wait_s() for c in self.members.fleet.nodes.values() if c.role != "decode")
         return admit(waiting, limit, min(waits, default=0.0))
 

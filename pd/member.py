@@ -10,6 +10,7 @@ from pd.messages import GatewayHello, NodeHello, UsePool
 from pd.outbox import ANY_PROCESS, Kill
 from pd.policies.breaker import Circuit
 from pd.policies.candidate import Candidate
+from pd.policies.lateness import Lateness
 from pd.policies.pace import Pace
 from pd.policies.pools import Site
 from pd.types import NodeSnapshot, Peer, Role
@@ -67,6 +68,7 @@ class Node:
     found: Found = field(default_factory=Found)
     pool: UsePool | None = NO_POOL
     pace: Pace = field(default_factory=Pace)
+    lateness: Lateness = field(default_factory=Lateness)
     former: Role | None = None  # its role before a change that is under way
     leaving: Leaving | None = None
     circuit: Circuit = Circuit.CLOSED  # as `pd.health` has it

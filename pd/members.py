@@ -89,6 +89,7 @@ class Members:
         empty = NodeSnapshot(
             hello.node_id, hello.role, epoch,
             num_blocks=hello.num_blocks, free_blocks=hello.num_blocks,
+            prefill_rate=hello.prefill_rate,
         )  # fmt: skip
         self._fleet = None
         self.nodes[hello.node_id] = Node(hello, epoch, now, empty, _outdated=self._outdated)

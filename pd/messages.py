@@ -134,10 +134,11 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The gateway saw the last token of these sequences."""
+    """The gateway saw the last token of these sequences; `ttft_s` is the request's, if known."""
 
     request_id: str
     indices: tuple[int, ...]
+    ttft_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class NodeHello:
     device: str = "cpu"
     epoch: int = 0
     peers: tuple[Peer, ...] = ()
+    prefill_rate: float = 0.0  # prompt tokens a second of a full step, measured at its start
 
 
 @dataclass(frozen=True, slots=True)

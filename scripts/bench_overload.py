@@ -6,8 +6,9 @@
 One prefill and one decode node, a core each, on a small random model, with predicted admission.
 The capacity is searched first: the highest rate at which 90 % of requests meet both targets. Then
 requests come at multiples of it as an open loop. `answered` is the time from sending a request
-that is rejected to the end of its answer, as the client sees it; generator, gateway and
-coordinator share the cores with the nodes. Memory is what is resident.
+that is rejected to the end of its answer, as the client sees it, and `server` what of that the
+gateway says it took, from the request's last byte to the answer's first, in whole milliseconds;
+generator, gateway and coordinator share the cores with the nodes. Memory is what is resident.
 """
 
 from __future__ import annotations
@@ -94,11 +95,13 @@ class Retries:
 
     def __init__(self) -> None:
         self.after_s: list[float] = []
+        self.server_s: list[float] = []
         self.missing = 0
 
     async def __call__(self, response: httpx.Response) -> None:
         if response.status_code != 429:
             return
+        self.server_s.append(float(response.headers.get("openai-processing-ms", 0)) / 1000)
         said = response.headers.get("retry-after")
         if said is None:
             self.missing += 1
@@ -130,6 +133,10 @@ async def load(
             "p50": percentile(answered, 0.5), "p99": percentile(answered, 0.99),
             "most": max(answered),
         } if answered else None,
+        "server_s": {
+            "p50": percentile(retries.server_s, 0.5), "p99": percentile(retries.server_s, 0.99),
+            "most": max(retries.server_s),
+        } if retries.server_s else None,
         "retry_after_s": {
             "p50": percentile(retries.after_s, 0.5), "most": max(retries.after_s),
         } if retries.after_s else None,
@@ -186,14 +193,15 @@ async def measure(url: str, vocab_size: int, args: argparse.Namespace) -> dict[s
 def show(rows: Sequence[dict[str, Any]]) -> None:
     show_table(
         "Overload of a running cell",
-        ("load", "req/s", "goodput", "of peak", "rejected", "answered p50 ms", "p99", "TTFT p99 ms",
-         "retry after", "gateway MiB", "coordinator MiB"),
+        ("load", "req/s", "goodput", "of peak", "rejected", "answered p50 ms", "p99", "server p99",
+         "TTFT p99 ms", "retry after", "gateway MiB", "coordinator MiB"),
         [
             (
                 f"{row['factor']:g}x", f"{row['rate']:.1f}", f"{row['goodput']:.2f}",
                 f"{row['of_peak']:.0%}", f"{row['rejected_share']:.0%}",
                 *(milliseconds(row["answered_s"][each]) if row["answered_s"] else "-"
                   for each in ("p50", "p99")),
+                milliseconds(row["server_s"]["p99"]) if row["server_s"] else "-",
                 milliseconds(row["ttft_s"]["p99"] or 0.0, 0),
                 f"{row['retry_after_s']['p50']:g} s" if row["retry_after_s"] else "-",
                 *(f"{row['memory_mib'][each]['first']:.0f} {row['memory_mib'][each]['growth']:+.1f}"

@@ -58,6 +58,7 @@ PURE = (
     "pd/member.py",
     "pd/members.py",
     "pd/rollout.py",
+    "pd/foresight.py",
     "pd/health.py",
     "pd/holders.py",
     "pd/popular.py",

@@ -53,6 +53,7 @@ class GenerationEndpoint:
             return
         except ClientGoneError:
             return
+        began = self._link.clock()
         tenant = scope.get(TENANT, "")
         send = self._terms.limited(send, tenant)
         try:
@@ -70,7 +71,7 @@ class GenerationEndpoint:
                 for running in stream.requests:
                     self._terms.ended(running, tenant)
         except RequestError as error:
-            await send_error(send, error)
+            await send_error(send, error, self._link.clock() - began)
         except ClientGoneError:
             return
 

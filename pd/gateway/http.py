@@ -75,8 +75,12 @@ async def send_json(send: Send, value: Any, *, status: int = 200) -> None:
     await send_bytes(send, msgspec.json.encode(value), status=status)
 
 
-async def send_error(send: Send, error: RequestError) -> None:
-    await send_bytes(send, error_body(error), status=error.status, headers=error_headers(error))
+async def send_error(send: Send, error: RequestError, took_s: float | None = None) -> None:
+    """`took_s` is how long the answer took, told under the name that OpenAI's servers have."""
+    headers = error_headers(error)
+    if took_s is not None:
+        headers["openai-processing-ms"] = str(round(took_s * 1000))
+    await send_bytes(send, error_body(error), status=error.status, headers=headers)
 
 
 def json_response(value: Any, status: int = 200) -> Response:

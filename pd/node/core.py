@@ -83,8 +83,10 @@ class NodeCore:
         block_bytes: int = 0,
         key_space: KeySpace = KeySpace(),  # noqa: B008
         outbox: Outbox | None = None,
+        prefill_rate: float = 0.0,
     ) -> None:
-        """What `pool` logs is reported to the coordinator."""
+        """What `pool` logs is reported to the coordinator. `prefill_rate` is what was measured
+        before, in prompt tokens a second; 0 for nothing."""
         self.node_id = node_id
         self.role = role
         self._epoch = 0
@@ -121,7 +123,7 @@ class NodeCore:
         self._steps_without = 0  # chunks, in a row
         self._planned_context = 0
         self._step_times = StepTimes()
-        self._prefill_rate = 0.0
+        self._prefill_rate = prefill_rate
         self._prefill_tokens = 0
         self._decode_tokens = 0
         self._num_transfers = 0

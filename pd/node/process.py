@@ -61,6 +61,7 @@ class NodeProcess:
             secret=launch.secret,
             max_message_bytes=config.transfer.max_message_bytes,
         )
+        self._prefill_rate = 0.0
         self._runner: NodeRunner | None = None
         self._cores: CoreClaim | None = None
         self._stopped = False
@@ -160,6 +161,7 @@ class NodeProcess:
             # Beside the KV on the device; costs memory only for what has been moved.
             self._arena = KVArena(layout, engine.num_blocks, shared=shared)
         engine.warmup()
+        self._prefill_rate = engine.measure_prefill()
         return engine
 
     def _make_core(self, engine: Engine) -> NodeCore:
@@ -180,6 +182,7 @@ class NodeProcess:
             layout.content,
             layout.block_bytes,
             key_space=config.cache.key_space(launch.secret, launch.cluster_id),
+            prefill_rate=self._prefill_rate,
         )
 
     def _hello(self, engine: Engine, hub: TransportHub) -> NodeHello:
@@ -196,6 +199,7 @@ class NodeProcess:
             pid=os.getpid(),
             host=socket.gethostname(),
             device=engine.device.type,
+            prefill_rate=self._prefill_rate,
         )
 
 

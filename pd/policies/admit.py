@@ -20,6 +20,7 @@ class Overload:
 
     message: str
     retry_after_s: float
+    status: int = 429  # 400 where no retry can help
 
 
 def admit(num_waiting: int, max_waiting: int, wait_s: float) -> Overload | None:

@@ -156,11 +156,15 @@ class SimCell:
             group.num_blocks, cache.block_size, prefix_cache=cache.prefix_cache, log=BlockLog()
         )
         outbox = RunOutbox(node_id)
-        core = NodeCore(node_id, group.role, pool, limits, LAYOUT, group.block_bytes, _KEYS, outbox)
+        full = limits.max_num_batched_tokens
+        rate = full / group.cost.prefill_s(full)
+        core = NodeCore(
+            node_id, group.role, pool, limits, LAYOUT, group.block_bytes, _KEYS, outbox, rate
+        )
         hello = NodeHello(
             node_id, group.role, self._num_incarnations, {}, LAYOUT, group.num_blocks,
             cache.block_size, config.model.max_model_len or group.num_blocks * cache.block_size,
-            limits.max_num_seqs, 0, host, "cuda",
+            limits.max_num_seqs, 0, host, "cuda", prefill_rate=rate,
         )  # fmt: skip
         rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
         return SimNode(

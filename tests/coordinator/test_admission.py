@@ -171,7 +171,46 @@ def test_margin_is_what_a_prediction_may_exceed() -> None:
         assert bool(driver.sent(Admitted)) == admitted
         if not admitted:
             rejected = driver.rejected()
-            assert rejected.status == 429 and "this prompt alone" in rejected.message
+            assert rejected.status == 400 and "this prompt alone" in rejected.message
+
+
+def test_who_may_be_in_time_elsewhere_or_later_is_told_to_come_again() -> None:
+    for fast, status in ((10.0, 400), (100.0, 429)):
+        driver = Driver(admission="predicted")
+        driver.join("p0", "prefill", prefill_rate=fast)
+        driver.join("d0", "decode")
+        driver.snapshot("p0", prefill_rate=10.0)  # slow now
+        driver.submit(slo=SLO(0.5))  # ten tokens take a second
+        assert driver.rejected().status == status
+
+
+def test_first_tokens_that_come_late_make_admission_stricter() -> None:
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), admission="predicted")
+    driver.snapshot("p0", prefill_rate=10.0, waiting_tokens=10)
+
+    def admitted(number: int) -> bool:
+        driver.submit("new", prompt=(number,) * 10, slo=SLO(2.4))  # two seconds are predicted
+        if not driver.sent(Admitted):
+            assert driver.rejected().status == 429
+            return False
+        driver.hear("g", Finished("new", (0,), 3.0))
+        driver.clear()
+        driver.snapshot("p0", prefill_rate=10.0, waiting_tokens=10)
+        return True
+
+    assert [admitted(number) for number in range(8)].count(False) >= 4
+    driver.snapshot("p0", prefill_rate=10.0)
+    driver.submit("idle", prompt=(9,) * 10, slo=SLO(1.01))
+    assert driver.sent(Admitted), "what has nothing to wait for may always try"
+
+
+def test_a_cell_just_started_goes_by_what_its_nodes_measured_before() -> None:
+    driver = Driver(admission="predicted")
+    driver.join("p0", "prefill", prefill_rate=10.0)
+    driver.join("d0", "decode")
+    for number in range(4):
+        driver.submit(f"r{number}", prompt=(number,) * 10, slo=SLO(2.5))
+    assert len(driver.sent(Admitted)) == 2
 
 
 def test_a_request_is_not_cut_off_by_its_target() -> None:

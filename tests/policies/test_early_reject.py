@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pd.policies.candidate import Candidate, Placement
 from pd.policies.disaggregate import whole_is_better
-from pd.policies.early_reject import reject_early
+from pd.policies.early_reject import reject_early, too_long
 from pd.policies.forecast import UNKNOWN, Forecast, forecast
 from pd.policies.pace import Pace
 from pd.types import SLO, NodeSnapshot, Role
@@ -71,29 +71,32 @@ def test_tpot_counts_those_that_are_still_being_prefilled() -> None:
     st.one_of(st.none(), st.floats(0.001, 100)), st.floats(0.0, 50),
     st.one_of(st.none(), st.floats(0.001, 10)), st.floats(0, 1), st.floats(0, 100),
     st.one_of(st.none(), st.floats(0.001, 100)), st.one_of(st.none(), st.floats(0.001, 10)),
-    st.floats(0.1, 4),
+    st.floats(0.1, 4), st.floats(1.0, 2.0),
 )  # fmt: skip
 def test_exactly_what_misses_a_target_is_rejected(
     ttft: float | None, work: float, tpot: float | None, per_seq: float, ended: float,
     ttft_target: float | None, tpot_target: float | None, margin: float,
+    late: float,
 ) -> None:  # fmt: skip
     told = Forecast(ttft, work, tpot, per_seq, ended)
-    overload = reject_early(told, SLO(ttft_target, tpot_target), margin)
-    misses = (ttft is not None and ttft_target is not None and ttft > margin * ttft_target) or (
-        tpot is not None and tpot_target is not None and tpot > margin * tpot_target
-    )
+    overload = reject_early(told, SLO(ttft_target, tpot_target), margin, late)
+    misses = tpot is not None and tpot_target is not None and tpot > margin * tpot_target
+    if ttft is not None and ttft_target is not None and late * ttft > margin * ttft_target:
+        # What need not wait may always try, unless it is predicted to be late by itself.
+        misses = misses or ttft > work or work > max(1.0, margin) * ttft_target
     assert (overload is not None) == misses
     if overload is not None:
+        assert overload.status == 429
         assert 1.0 <= overload.retry_after_s <= 60.0 and overload.message
 
 
 def test_when_to_come_back_follows_from_the_prediction() -> None:
     late = reject_early(Forecast(9.0, 0.5, None), SLO(2.0))
     assert late is not None and late.retry_after_s == pytest.approx(7.0)
-    alone = reject_early(Forecast(9.0, 3.0, None), SLO(2.0))
-    assert (
-        alone is not None and alone.retry_after_s == 60.0 and "this prompt alone" in alone.message
-    )
+    alone = too_long(3.0, SLO(2.0))
+    assert alone is not None and alone.status == 400 and "this prompt alone" in alone.message
+    assert too_long(2.0, SLO(2.0)) is too_long(3.0, SLO(None, 0.1)) is None
+    assert too_long(3.0, SLO(2.0), 1.5) is None and too_long(3.0, SLO(2.0), 0.5) is not None
     slow = reject_early(Forecast(0.1, 0.1, 0.05, per_seq_s=0.001, ended_per_s=2.0), SLO(2.0, 0.04))
     assert slow is not None and slow.retry_after_s == pytest.approx(5.0)  # ten have to leave
     assert "50 ms a token" in slow.message and "40 ms" in slow.message
