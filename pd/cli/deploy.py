@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import sys
 from typing import Any
 
 from pd.cli.arguments import add_config_flags, config_flags
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(config, cluster=cluster)
     from pd.cli.progress import Progress
 
-    with Progress() as progress:
+    # Ray's processes may have warnings for whoever joins it: standard output is for the address.
+    with Progress() as progress, contextlib.redirect_stdout(sys.stderr):
         config = resolve_model(config, progress.step)
         from pd import deployment
         from pd.placement import join
