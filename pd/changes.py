@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ray.actor import ActorHandle
 
 from pd.actors import get
 from pd.config import Config
@@ -11,6 +14,7 @@ from pd.errors import PDError
 from pd.messages import COORDINATOR
 from pd.placement import check_room
 from pd.processes import Processes, is_gateway, is_pool
+from pd.rollout import serves
 from pd.types import Role
 
 Progress = Callable[[str], None]
@@ -42,12 +46,7 @@ class Changes:
         progress(f"starting {node_id}")
         deadline = time.monotonic() + config.cluster.start_timeout_s
         handle = processes.start_node(config, node_id, role)
-        try:
-            get(handle.loaded.remote(), deadline)
-            processes.await_joined(node_id, deadline)
-        except BaseException:
-            processes.end(node_id)
-            raise
+        self._await(node_id, handle, processes.await_joined, deadline)
         return node_id
 
     def add_gateway(self, config: Config, progress: Progress) -> str:
@@ -56,13 +55,23 @@ class Changes:
         progress(f"starting {gateway_id}")
         deadline = time.monotonic() + config.cluster.start_timeout_s
         handle = processes.start_gateway(config, gateway_id)
+        self._await(gateway_id, handle, processes.await_ready, deadline)
+        return gateway_id
+
+    def _await(
+        self,
+        member_id: str,
+        handle: ActorHandle,
+        until: Callable[[str, float], None],
+        deadline: float,
+    ) -> None:
+        """Return when a new process has loaded, and `until` has returned; else it is ended."""
         try:
             get(handle.loaded.remote(), deadline)
-            processes.await_ready(gateway_id, deadline)
+            until(member_id, deadline)
         except BaseException:
-            processes.end(gateway_id)
+            self._processes.end(member_id)
             raise
-        return gateway_id
 
     # -------------------------------------------------------------- going
     def remove(self, config: Config, member_id: str, progress: Progress) -> None:
@@ -139,14 +148,13 @@ class Changes:
 
     def _helper(self, node_id: str, role: Role, no_room: str) -> tuple[str, Role] | None:
         """A node that has to be mixed for the cell to serve without this one, and its role."""
-        rows = self._processes.status().nodes
+        rows: Sequence[Mapping[str, Any]] = self._processes.status().nodes
         others = [row for row in rows if row["role"] != "pool" and row["id"] != node_id]
-        roles = {row["role"] for row in others}
-        if "mixed" in roles or {"prefill", "decode"} <= roles:
+        if serves({row["role"] for row in others}):
             return None
         if not others:
             raise PDError(f"{node_id} is the only node, and there is {no_room}")
-        return str(others[0]["id"]), others[0]["role"]  # type: ignore[return-value]
+        return others[0]["id"], others[0]["role"]
 
     def _replace_pool(self, config: Config, pool_id: str, progress: Progress) -> str:
         """On its host and under its name: two of them could not have one disk directory. Blocks in
@@ -168,12 +176,7 @@ class Changes:
         processes = self._processes
         deadline = time.monotonic() + config.cluster.start_timeout_s
         handle = processes.start_pool(config, pool_id, *processes.homes[pool_id])
-        try:
-            get(handle.loaded.remote(), deadline)
-            processes.await_joined(pool_id, deadline)
-        except BaseException:
-            processes.end(pool_id)
-            raise
+        self._await(pool_id, handle, processes.await_joined, deadline)
 
 
 def free_id(kind: str, taken: Collection[str]) -> str:

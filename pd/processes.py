@@ -192,7 +192,7 @@ class Processes:
         try:
             error: str = ray.get(call.remote(*args))
         except RayError as failed:
-            return f"the coordinator did not answer: {str(failed).splitlines()[-1]}"
+            return f"the coordinator did not answer: {last_line(failed)}"
         return error
 
     def hosts(self, deadline: float) -> dict[str, KVLayout]:

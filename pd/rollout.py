@@ -167,7 +167,7 @@ def resize(new: Config, members: Mapping[str, str]) -> list[Step]:
     later: list[Step] = []  # changes that the cell cannot do without nodes that are yet to come
     roles = {id_: role for role in ROLES for id_ in having[role]}
     for node_id, role in zip(surplus, missing, strict=False):
-        possible = _serves({**roles, node_id: role}.values())
+        possible = serves({**roles, node_id: role}.values())
         (steps if possible else later).append(ChangeRole(node_id, role))
         if possible:
             roles[node_id] = role
@@ -179,7 +179,8 @@ def resize(new: Config, members: Mapping[str, str]) -> list[Step]:
     return steps
 
 
-def _serves(roles: Collection[str]) -> bool:
+def serves(roles: Collection[str]) -> bool:
+    """Whether nodes of these roles can do both halves of a request."""
     return "mixed" in roles or ("prefill" in roles and "decode" in roles)
 
 

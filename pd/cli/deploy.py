@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import sys
 from typing import Any
 
 from pd.cli.arguments import add_config_flags, config_flags
@@ -57,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(config, cluster=cluster)
     from pd.cli.progress import Progress
 
-    # Ray's processes may have warnings for whoever joins it: standard output is for the address.
-    with Progress() as progress, contextlib.redirect_stdout(sys.stderr):
+    with Progress() as progress:
         config = resolve_model(config, progress.step)
         from pd import deployment
         from pd.placement import join

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import redirect_stdout
 from types import TracebackType
 
 from rich.console import Console
@@ -13,13 +15,15 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 class Progress:
     """Steps by name, on standard error. Starting one ends the one before.
 
-    Steps are reported from whichever thread makes them.
+    Steps are reported from whichever thread makes them. What anybody prints meanwhile, Ray with
+    the warnings of its processes for one, goes there too: standard output is for the answer.
     """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._bars: Bars | None = None
+        self._aside = redirect_stdout(sys.stderr)
         if self._console.is_terminal:
             self._bars = Bars(
                 SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"),
@@ -27,6 +31,7 @@ class Progress:
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
+        self._aside.__enter__()
         if self._bars is not None:
             self._bars.start()
         return self
@@ -41,6 +46,7 @@ class Progress:
             if error is None:
                 self._finish()
             self._bars.stop()
+        self._aside.__exit__(kind, error, trace)
 
     def step(self, description: str) -> None:
         if self._bars is None:

@@ -72,14 +72,15 @@ def start_ray(host: Host, logs: Path, *, head: Host | None, role: str) -> Callab
 
     def wait() -> None:
         running = process
-        for _ in range(_RAY_STARTS - 1):
+        for left in reversed(range(_RAY_STARTS)):
             try:
                 return _await(running, log, _ray_runs, _RAY_STARTS_S)
             except RuntimeError:
+                if not left:
+                    raise
                 # On a busy machine Ray's own limit of 30 s, which cannot be set, is too short.
                 interrupt(running, _ENDS_S)
                 running = start()
-        _await(running, log, _ray_runs, _RAY_STARTS_S)
 
     process = start()
     return wait
