@@ -48,7 +48,6 @@ PURE = (
     "pd/cost/library.py",
     "pd/cost/load.py",
     "pd/cost/model.py",
-    "pd/cost/online.py",
     "pd/cost/shape.py",
     "pd/cost/sharing.py",
     "pd/cost/specs.py",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pd.gateway.metrics import GatewayMetrics, Recent
 from pd.messages import CellStatus
+from pd.workload.outcome import percentile
 
 INTERVAL_S = 2.0
 WINDOW_S = 30.0  # over which percentiles are taken
@@ -77,10 +78,7 @@ class History:
 
 def _percentiles(name: str, recent: Recent, now: float) -> dict[str, float | None]:
     values = sorted(recent.since(now - WINDOW_S))
-    if not values:
-        return {f"{name}_{label}": None for label in _QUANTILES}
-    last = len(values) - 1
     return {
-        f"{name}_{label}": round(values[min(last, int(share * len(values)))], 6)
+        f"{name}_{label}": round(percentile(values, share), 6) if values else None
         for label, share in _QUANTILES.items()
     }

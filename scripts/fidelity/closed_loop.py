@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from pd.cost.load import StepLoad
 from pd.cost.model import CostModel
-from pd.cost.online import OnlineModel
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,24 @@ class _Decoder:
 
 
 def run(
-    loop: Loop, prefill: CostModel, decode: CostModel | OnlineModel, seed: int = 0
+    loop: Loop, prefill: CostModel, decode: CostModel, decode_factor: float = 1.0, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean TTFT and TPOT in seconds over all requests."""
-    return _Run(loop, prefill, decode, random.Random(seed)).means()
+    """Mean TTFT and TPOT in seconds over all requests; decode steps take `decode_factor` times
+    what their model says."""
+    return _Run(loop, prefill, decode, decode_factor, random.Random(seed)).means()
 
 
 class _Run:
     def __init__(
-        self, loop: Loop, prefill: CostModel, decode: CostModel | OnlineModel, rng: random.Random
+        self,
+        loop: Loop,
+        prefill: CostModel,
+        decode: CostModel,
+        decode_factor: float,
+        rng: random.Random,
     ) -> None:
         self.loop, self.prefill, self.decode, self.rng = loop, prefill, decode, rng
+        self.decode_factor = decode_factor
         self.to_send = loop.waves * loop.concurrency
         self.queue: deque[_Request] = deque()
         self.idle = loop.prefill_workers
@@ -133,16 +139,19 @@ class _Run:
         """Run the steps that began before `now`; the last may end after it."""
         while decoder.ends and decoder.now < now:
             until_end = decoder.ends[0][0] - decoder.steps
-            seconds = self.decode.decode_steps_s(len(decoder.ends), decoder.context, until_end)
+            seconds = self._decode_s(len(decoder.ends), decoder.context, until_end)
             steps = until_end
             if decoder.now + seconds > now + 1e-9:
                 share = (now - decoder.now) / seconds
                 steps = min(until_end, max(1, round(share * until_end + 0.5)))
-                seconds = self.decode.decode_steps_s(len(decoder.ends), decoder.context, steps)
+                seconds = self._decode_s(len(decoder.ends), decoder.context, steps)
             decoder.now += seconds
             decoder.steps += steps
             decoder.context += steps * len(decoder.ends)
             self._finish(decoder)
+
+    def _decode_s(self, num_seqs: int, context: int, num_steps: int) -> float:
+        return self.decode_factor * self.decode.decode_steps_s(num_seqs, context, num_steps)
 
     def _finish(self, decoder: _Decoder) -> None:
         while decoder.ends and decoder.ends[0][0] <= decoder.steps:
@@ -156,5 +165,5 @@ class _Run:
         decoder.version += 1
         if decoder.ends:
             steps = decoder.ends[0][0] - decoder.steps
-            seconds = self.decode.decode_steps_s(len(decoder.ends), decoder.context, steps)
+            seconds = self._decode_s(len(decoder.ends), decoder.context, steps)
             self._event(decoder.now + seconds, None, decoder, decoder.version)

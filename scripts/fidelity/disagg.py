@@ -16,7 +16,6 @@ from pathlib import Path
 from fidelity.closed_loop import Loop
 from fidelity.closed_loop import run as closed_loop_run
 from pd.cost.model import CostModel
-from pd.cost.online import OnlineModel
 from pd.cost.shape import SHAPES
 from pd.cost.specs import GPUS, Precision, roofline
 from pd.cost.tables import rows
@@ -118,8 +117,7 @@ def predict(run: Run, calibration: Calibration = NONE) -> Predicted | None:
         run.concurrency, run.num_prompt, run.num_output, run.prefill.count, run.prefill.dp,
         run.decode.count, waves=max(3, min(10, _MOST_REQUESTS // run.concurrency)),
     )  # fmt: skip
-    longer = OnlineModel(decode, {"decode": calibration.decode_factor})
-    ttft_s, tpot_s = closed_loop_run(loop, prefill, longer)
+    ttft_s, tpot_s = closed_loop_run(loop, prefill, decode, calibration.decode_factor)
     return Predicted(ttft_s + calibration.handoff_s, tpot_s)
 
 
