@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.layout import KVLayout
-from kvstore.segment import Segment
+from kvstore.segment import Segment, populate
 from pd.errors import TransferError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class KVArena:
 
     `blocks` is a uint8 array [num_blocks, block_bytes]. A `shared` arena lies in a named
     segment that other processes of this host can `attach`. Pages cost memory once they
-    are touched, so an arena may be larger than what is ever used of it.
+    are touched, so an arena may be larger than what is ever used of it; or all at once, with
+    `populate`, after which the first copy to a page is as fast as any other.
     """
 
     def __init__(self, layout: KVLayout, num_blocks: int, *, shared: bool) -> None:
@@ -66,6 +67,17 @@ class KVArena:
     @property
     def num_bytes(self) -> int:
         return self.num_blocks * self.layout.block_bytes
+
+    @property
+    def populated(self) -> bool:
+        """Of an attached arena: whether its owner had populated it by then."""
+        return self._segment is not None and self._segment.populated
+
+    def populate(self, pause_s: float = 0.0) -> None:
+        """Touch all of its pages, with pauses of so many seconds. MemoryError if they do not fit
+        into memory. From any thread; ends when the arena is closed."""
+        with suppress(ValueError):  # closed already
+            populate(self._map, pause_s)
 
     def as_torch(self) -> torch.Tensor:
         """The same memory as a tensor [B, L, 2, K, P, D] of the layout's dtype.

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ray.actor import ActorHandle
-
 from pd.actors import get
 from pd.config import Config
 from pd.errors import PDError
@@ -61,7 +59,7 @@ class Changes:
     def _await(
         self,
         member_id: str,
-        handle: ActorHandle,
+        handle: Any,
         until: Callable[[str, float], None],
         deadline: float,
     ) -> None:

@@ -167,7 +167,7 @@ def main() -> None:
     use_cores(CORES)
     facts = environment()
     say("the transports alone")
-    transports = measure_transports(args.blocks, args.rounds)
+    transports = measure_transports(TRANSPORTS, args.blocks, args.rounds)
     rows: list[dict[str, Any]] = []
     for transport in TRANSPORTS:
         rows += measure(transport, CHUNK, args.lengths, args)

@@ -61,6 +61,10 @@ class PoolProcess:
             max_message_bytes=config.transfer.max_message_bytes,
         )
         self._arena = KVArena(layout, num_pages, shared="shm" in config.transfer.transports)
+        try:
+            self._arena.populate()
+        except MemoryError as error:
+            raise ConfigError(f"{error}; set a smaller pool_dram_gib") from None
         self._hub = make_hub(
             launch.pool_id, launch.cluster_id, self._arena, config, launch.secret,
             self._mailbox.wake,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Thread
 from typing import ClassVar
 
 import zmq
@@ -18,6 +19,8 @@ from kvstore.transport.inbox import Landing
 from kvstore.transport.lane import Lane, Piece
 from pd.errors import ConfigError, TransferError
 from pd.types import Peer
+
+_POPULATE_PAUSE_S = 0.002  # so that it takes a fraction of a core
 
 
 class ShmTransport(ChannelTransport):
@@ -48,6 +51,11 @@ class ShmTransport(ChannelTransport):
         # Nothing is gained by another dtype on the way: there is no way.
         payload = payload_layout(self.node.arena.layout, layout, layout.dtype)
         arena = KVArena.attach(layout, segment)
+        if arena.populated:  # nothing is left but to enter its pages here
+            Thread(
+                target=arena.populate, args=(_POPULATE_PAUSE_S,), daemon=True,
+                name=f"{self.node.id}-pages",
+            ).start()  # fmt: skip
         if not self._do(lambda: self._set_arena(peer, payload, address, arena)):
             arena.close()
 

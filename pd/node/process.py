@@ -138,6 +138,9 @@ class NodeProcess:
         if kind == "cpu":
             try:
                 self._arena = KVArena(layout, num_blocks, shared=shared)
+                self._arena.populate()
+            except MemoryError as error:
+                raise ConfigError(f"{error}; set a smaller kv_cache_gib") from None
             except OSError as error:
                 raise ConfigError(
                     f"cannot map {num_blocks * layout.block_bytes / 2**20:.0f} MiB for the KV "

@@ -58,7 +58,7 @@ def test_samples_are_rates_and_percentiles() -> None:
     assert columns["t"] == [1002.0]
     assert columns["attained_per_s"] == columns["finished_per_s"] == [10 / INTERVAL_S]
     assert columns["tokens_per_s"] == [20 / INTERVAL_S]
-    assert columns["ttft_p50"] == [0.6] and columns["ttft_p99"] == [1.0]
+    assert columns["ttft_p50"] == [0.5] and columns["ttft_p99"] == [1.0]
     assert columns["nodes"] == [1]
     history.tick(INTERVAL_S * 1.5, 1003.0, lambda: cell)
     assert len(history.columns()["columns"]["t"]) == 1, "not due yet"

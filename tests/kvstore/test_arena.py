@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -98,6 +99,65 @@ def test_a_large_arena_costs_nothing_until_touched() -> None:
     private.close()
     if shared is not None:
         shared.close()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_populated_arena_has_its_memory_and_content(shared: bool) -> None:
+    layout = KVLayout("float32", 30, 3, 64, 16, "m")
+    arena = KVArena(layout, 60, shared=shared)  # 44 MB: more than one step
+    arena.blocks[7] = 3
+    before = memory_kib()
+    arena.populate()
+    assert (arena.blocks[7] == 3).all()
+    assert not arena.blocks[8:].any() and not arena.blocks[:7].any()
+    assert memory_kib() - before > 0.9 * 59 * layout.block_bytes / 1024
+    if arena.name is not None:
+        guest = KVArena.attach(layout, arena.name)
+        assert guest.populated
+        guest.populate()
+        assert (guest.blocks == arena.blocks).all()
+        guest.close()
+        guest.populate()  # of what is closed: nothing
+    arena.close()
+
+
+def test_an_arena_that_its_owner_did_not_populate_is_not_taken_for_one_by_a_guest() -> None:
+    owner = KVArena(LAYOUT, 1000, shared=True)
+    owner.blocks[3] = 1
+    assert owner.name
+    guest = KVArena.attach(LAYOUT, owner.name)
+    assert not guest.populated
+    guest.close()
+    owner.close()
+
+
+def test_memory_that_cannot_be_populated_is_an_error_that_says_how_much_could() -> None:
+    class Full:
+        def __len__(self) -> int:
+            return 5 << 20
+
+        def madvise(self, option: int, start: int, length: int) -> None:
+            if start:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with pytest.raises(MemoryError, match="2 of 5 MiB"):
+        segment.populate(Full())  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_cannot_populate_leaves_it_to_the_first_touch() -> None:
+    class Old:
+        calls = 0
+
+        def __len__(self) -> int:
+            return 5 << 20
+
+        def madvise(self, option: int, start: int, length: int) -> None:
+            self.calls += 1
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    memory = Old()
+    segment.populate(memory)  # type: ignore[arg-type]
+    assert memory.calls == 1
 
 
 def room() -> int:

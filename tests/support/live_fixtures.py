@@ -60,7 +60,8 @@ def start_cell(ray_session: None, live_model: Path) -> Callable[..., Any]:
     @contextmanager
     def start(**options: Any) -> Iterator[Any]:
         given: dict[str, Any] = {
-            "model": str(live_model), "port": 0, "kv_cache_gib": 0.25, "threads_per_node": 1,
+            "model": str(live_model), "port": 0, "kv_cache_gib": 0.1, "pool_dram_gib": 0.05,
+            "threads_per_node": 1,
             "heartbeat_s": 0.1, "node_timeout_s": 4.0, "start_timeout_s": 300.0, "drain_s": 1.0,
         }  # fmt: skip
         cell = LiveCell(Cluster.start(Config.from_dict(None, **{**given, **options})))
