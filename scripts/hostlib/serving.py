@@ -127,13 +127,15 @@ def serve_across(hosts: Hosts, logs: Path, options: Mapping[str, Any]) -> Iterat
 
 def node_logs(host: Host) -> str:
     """What the processes of our nodes on this host have logged."""
-    directory = host.path(f"{RAY_DIRECTORY}/session_latest/logs")
+    logs = ray_session(host) / "logs"
+    return "\n".join(path.read_text(errors="replace") for path in sorted(logs.glob("worker-*.err")))
+
+
+def ray_session(host: Host) -> Path:
+    """The directory of the Ray that runs on this host, or ran there last."""
+    session = host.path(f"{RAY_DIRECTORY}/session_latest")
     # The link is absolute, and would lead out of the host.
-    if directory.parent.is_symlink():
-        directory = host.path(str(directory.parent.readlink())) / "logs"
-    return "\n".join(
-        path.read_text(errors="replace") for path in sorted(directory.glob("worker-*.err"))
-    )
+    return host.path(str(session.readlink())) if session.is_symlink() else session
 
 
 def ways_of_blocks(hosts: Hosts) -> dict[tuple[str, str], str]:
