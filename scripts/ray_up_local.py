@@ -51,10 +51,13 @@ from pd.client import Client  # noqa: E402
 from pd.errors import PDError  # noqa: E402
 
 KEY = "k-ray-up"
-_SAID = 60  # lines that are kept of a command that failed
-_COMMAND_S, _WHOLE_S, _ENDS_S, _STATUS_S = 600.0, 240.0, 240.0, 30.0
+_SAID = 80  # lines that are kept of what a command says
+_COMMAND_S, _WHOLE_S, _ENDS_S, _STATUS_S = 900.0, 300.0, 300.0, 30.0
 _OBJECT_STORE_BYTES = 80 << 20  # nothing of ours goes through it
 _PROCESSES = re.compile(r"ray::|raylet|gcs_server|ray/autoscaler|pd-env|bin/pd ")
+
+
+_CHATTER = re.compile(r"VINFO|Requirement already|Shared connection|^ +$|Permanently added")
 
 
 class Failed(Exception):
@@ -191,8 +194,8 @@ class RayUp:
                 done = ssh.log_in(self.head, self.key, login, _COMMAND_S)
             except subprocess.TimeoutExpired:
                 raise Failed(f"{name}: no end within {_COMMAND_S:g} s") from None
-            lines = [line.rstrip() for line in self.journal.brief(done.stdout).splitlines()]
-            for line in [line for line in lines if line][-_SAID:]:
+            lines = self.journal.brief(done.stdout).splitlines()
+            for line in [line for line in lines if line and not _CHATTER.search(line)][-_SAID:]:
                 self.journal.say(f"    | {line[:200]}")
             if done.returncode:
                 raise Failed(f"{name}: exit status {done.returncode}")

@@ -7,6 +7,7 @@
 #
 # ROLE is prefill, decode, mixed or pool, with `:N` where N nodes have room. RAY_HEAD_IP is where
 # the head is, for a worker. PD_VENV is the environment that setup_env.sh made, ~/pd-env if unset.
+# PD_RAY_FLAGS are more flags to start it with.
 set -euo pipefail
 
 # Ray's ports let in whoever has the token of ~/.ray/auth_token, and nobody else.
@@ -15,7 +16,11 @@ export RAY_AUTH_MODE=token
 export RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_kill_worker_timeout_milliseconds=500
 # A host that cannot be reached is given up after 5 times 12 s.
 export RAY_health_check_failure_threshold=12
-PATH=${PD_VENV:-$HOME/pd-env}/bin:$PATH
+programs=${PD_VENV:-$HOME/pd-env}/bin
+PATH=$programs:$PATH
+# Where logins look for programs: `ray down` runs `ray stop` in one.
+line="export PATH=$programs:\$PATH"
+grep -qxF "$line" ~/.bashrc 2>/dev/null || echo "$line" >>~/.bashrc
 [[ -s ~/.ray/auth_token ]] || {
     echo "no token in ~/.ray/auth_token: make one with 'ray get-auth-token --generate' where" \
         "'ray up' runs, and start again" >&2
@@ -34,6 +39,9 @@ kind=${1:?head or worker}
 shift
 ray stop >/dev/null 2>&1 || true
 if [[ $kind == head ]]; then
+    # Ray's second autoscaler takes the head for a worker on premises, where both are of one type:
+    # one worker would never be started. The first one counts right.
+    if [[ ${RAY_NODE_TYPE_NAME:-} == local.cluster.node ]]; then export RAY_enable_autoscaler_v2=0; fi
     # No node computes here: the head's cores are for requests.
     exec ray start --head --port=6379 --num-cpus=0 --num-gpus=0 --include-dashboard=false \
         --autoscaling-config="$HOME/ray_bootstrap_config.yaml" ${PD_RAY_FLAGS:-}

@@ -101,7 +101,7 @@ def host(tmp_path: Path) -> dict[str, str]:
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
     for name, text in (
-        ("ray", '[ "$1" = stop ] || echo "$RAY_AUTH_MODE $*"'),
+        ("ray", '[ "$1" = stop ] || echo "$RAY_AUTH_MODE $* v2=$RAY_enable_autoscaler_v2"'),
         ("hostname", "echo 192.0.2.2 10.0.0.3"),
     ):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -142,3 +142,26 @@ def test_without_a_token_nothing_starts(host: dict[str, str]) -> None:
 def test_the_head_computes_nothing(host: dict[str, str]) -> None:
     done = start_ray(host, "head")
     assert "--num-cpus=0 --num-gpus=0" in done.stdout and "--resources" not in done.stdout
+
+
+def test_the_head_is_no_worker_on_premises(host: dict[str, str]) -> None:
+    """`ray up` asks for an autoscaler that takes it for one where both are of one type."""
+    asked = {**host, "RAY_enable_autoscaler_v2": "1"}
+    local = start_ray({**asked, "RAY_NODE_TYPE_NAME": "local.cluster.node"}, "head")
+    cloud = start_ray({**asked, "RAY_NODE_TYPE_NAME": "head"}, "head")
+    assert (local.returncode, cloud.returncode) == (0, 0)
+    assert local.stdout.split()[-1] == "v2=0" and cloud.stdout.split()[-1] == "v2=1"
+
+
+def test_logins_find_ray(host: dict[str, str]) -> None:
+    """`ray down` says `ray stop` in a login."""
+    profile = Path(host["HOME"]) / ".bashrc"
+    profile.write_text("alias l=ls\n")
+    for kind in ("head", "head"):
+        assert start_ray(host, kind).returncode == 0
+    assert profile.read_text().count("\n") == 2, "said once"
+    found = subprocess.run(
+        ["bash", "-c", "source ~/.bashrc; command -v ray"],
+        env={"HOME": host["HOME"], "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == f"{host['PD_VENV']}/bin/ray"
