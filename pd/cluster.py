@@ -28,6 +28,7 @@ from pd.placement import (
     here,
     pool_homes,
 )
+from pd.policies.hang import HangWatch
 from pd.processes import RESTART_S, Basis, Processes
 from pd.rollout import Add, ChangeRole, Remove, Replace, Running, Step
 from pd.sockets import is_loopback
@@ -279,7 +280,7 @@ class Cluster:
     def _guard_coordinator(self) -> None:
         """End a coordinator that hangs: it watches all others, and nobody else watches it."""
         timeout_s = self.config.cluster.node_timeout_s
-        patient_until_s = 0.0
+        watch = HangWatch(timeout_s, RESTART_S)
         while not self._stopped.wait(_WAIT_POLL_S):
             try:
                 idle_s = ray.get(self._coordinator.idle_s.remote(), timeout=timeout_s)
@@ -290,9 +291,7 @@ class Cluster:
             except RayError as error:
                 self._ended = f"Ray cannot start the coordinator anew: {last_line(error)}"
                 return
-            now_s = time.monotonic()
-            if idle_s >= timeout_s and now_s >= patient_until_s and not self._stopped.is_set():
-                patient_until_s = now_s + RESTART_S  # the next one has to get that far first
+            if watch.hangs(idle_s, time.monotonic()) and not self._stopped.is_set():
                 log.error("ending the coordinator: silent for %.0f s", idle_s)
                 ray.kill(self._coordinator, no_restart=False)
 

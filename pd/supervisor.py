@@ -65,7 +65,7 @@ class CoordinatorActor:
         record = config.cluster.record
         if record is not None and again:  # what led to the end of the one before is kept
             record = f"{record}.{epoch}"
-        self._recorder = None if record is None else _recorder(limits, record)
+        self._recorder = None if record is None else _recorder(limits, record, again=again)
         self._runner = CoordinatorRunner(
             self._recorder or Coordinator(limits), self._mailbox, self._kill, self._meet
         )
@@ -186,8 +186,14 @@ def _bind(launch: CoordinatorLaunch, *, patient: bool) -> Mailbox:
             time.sleep(_RESTART_POLL_S)
 
 
-def _recorder(limits: CoordinatorLimits, path: str) -> Recorder:
+def _recorder(limits: CoordinatorLimits, path: str, *, again: bool) -> Recorder | None:
+    """One that writes there. ConfigError if it cannot; `again`, in a process that was started anew,
+    goes on without: a full disk must not keep a cell from its coordinator."""
     try:
         return Recorder(limits, Path(path).expanduser())
     except OSError as error:
-        raise ConfigError(f"cannot record to cluster.record = {path}: {error.strerror}") from None
+        why = f"cannot record to cluster.record = {path}: {error.strerror}"
+    if not again:
+        raise ConfigError(why)
+    log.error("%s: what follows is not recorded", why)
+    return None

@@ -11,8 +11,9 @@ import pytest
 from cell.cell import Cell, Faults
 from cell.workload import TOPOLOGIES, random_request
 
+from pd import supervisor
 from pd.coordinator import Coordinator, CoordinatorLimits
-from pd.errors import ReplayError, WireError
+from pd.errors import ConfigError, ReplayError, WireError
 from pd.messages import GatewayHello
 from pd.outbox import Effect
 from pd.policies.admit import Overload
@@ -116,6 +117,18 @@ def test_a_full_disk_ends_the_recording_only(
     recorder.tick(1.0)
     recorder.close()
     assert "recording ends here" in caplog.text and recorder.drain()
+
+
+def test_a_coordinator_that_is_started_anew_goes_on_without_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "full" / "events.rec")
+    with pytest.raises(
+        ConfigError, match=r"cannot record to cluster\.record .*events\.rec: No such"
+    ):
+        supervisor._recorder(CoordinatorLimits(), path, again=False)
+    assert supervisor._recorder(CoordinatorLimits(), path, again=True) is None
+    assert "what follows is not recorded" in caplog.text
 
 
 def test_files_that_are_no_recordings_are_refused(tmp_path: Path) -> None:
