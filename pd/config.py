@@ -210,7 +210,9 @@ class ClusterConfig(Section):
         30.0, "seconds until a slow node is tried again, doubled while it is slow", minimum=0.1
     )
     recovery_timeout_s: float = option(
-        120.0, "seconds that interrupted work waits for a lost node to be back", minimum=0.0
+        120.0,
+        "seconds that interrupted work waits for a lost node, or the coordinator, to be back",
+        minimum=0.0,
     )
     node_drain_s: float = option(
         5.0,

@@ -148,6 +148,7 @@ def gateway_options(launch: GatewayLaunch) -> GatewayOptions:
         link=LinkOptions(
             heartbeat_s=config.cluster.heartbeat_s,
             submit_timeout_s=gateway.coordinator_wait_s,
+            recovery_timeout_s=config.cluster.recovery_timeout_s,
             max_streams=gateway.max_streams,
         ),
         drain_s=gateway.drain_s,

@@ -32,7 +32,8 @@ class LinkOptions:
     heartbeat_s: float = 0.5
     send_timeout_s: float = 2.0  # a message that the socket does not take
     submit_timeout_s: float = 20.0  # a Submit that the coordinator does not answer
-    coordinator_timeout_s: float = 30.0  # a silent coordinator and a stream without progress
+    coordinator_timeout_s: float = 30.0  # a silent coordinator, until the gateway is not ready
+    recovery_timeout_s: float = 120.0  # a silent coordinator and a stream without progress
     stall_timeout_s: float = 300.0  # a stream without progress, whatever the reason
     gap_timeout_s: float = 5.0  # a token that is missing while later ones have arrived
     backoff_s: float = 0.05  # doubled with every attempt that made no progress
@@ -134,8 +135,8 @@ class Continuity:
         elif stalled_s > options.stall_timeout_s:
             message = f"no progress for {options.stall_timeout_s:g} s"
             running.stream.fail(StreamFailedError(message, status=504))
-        elif min(stalled_s, silence_s) > options.coordinator_timeout_s:
-            message = f"the coordinator has been silent for {options.coordinator_timeout_s:g} s"
+        elif min(stalled_s, silence_s) > options.recovery_timeout_s:
+            message = f"the coordinator has been silent for {options.recovery_timeout_s:g} s"
             running.stream.fail(StreamFailedError(message, status=503))
         else:
             self._heal_gaps(running, now)

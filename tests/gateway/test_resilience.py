@@ -181,7 +181,8 @@ def test_a_stream_without_progress_ends_with_an_error(text_model_dir: Path) -> N
 
 
 def test_a_stream_outlives_a_silent_coordinator_only_so_long(text_model_dir: Path) -> None:
-    with serving(text_model_dir, link=impatient(coordinator_timeout_s=0.4)) as front:
+    link = impatient(coordinator_timeout_s=0.2, recovery_timeout_s=0.4)
+    with serving(text_model_dir, link=link) as front:
         front.cell.script = lambda request, index: text_tokens("x" * 12)
 
         def silence(work: Work) -> None:
@@ -193,7 +194,7 @@ def test_a_stream_outlives_a_silent_coordinator_only_so_long(text_model_dir: Pat
         front.cell.silent, front.cell.step_s = False, 1000
         response = front.post("/v1/completions", {"prompt": "hi"})
         assert response.status_code == 503
-        assert "silent" in response.json()["error"]["message"]
+        assert "silent for 0.4 s" in response.json()["error"]["message"]
         assert front.http.get("/ready").status_code == 503
 
 
