@@ -51,18 +51,22 @@ class Served:
         self._stop()
 
 
-def start_ray(host: Host, logs: Path, *, head: Host | None, role: str) -> Callable[[], None]:
-    """Start Ray on a host that takes one node of this role; `head` is where the cluster's head is.
+def start_ray(
+    host: Host, logs: Path, *, head: Host | None, roles: Sequence[str]
+) -> Callable[[], subprocess.Popen[bytes]]:
+    """Start Ray on a host that takes one node of each role; `head` is where the cluster's head is.
 
-    What is returned waits until it has started: hosts may do so side by side.
+    What is returned waits until it has started, and returns what runs as long as it does: hosts
+    may start side by side.
     """
     join = [f"--address={head.address}:{RAY_PORT}"] if head else ["--head", f"--port={RAY_PORT}"]
     words = [
-        _beside_python("ray"), "start", *join, "--block", f"--node-ip-address={host.address}",
-        "--num-cpus=1", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        _beside_python("ray"), "start", *join, "--block",
+        f"--node-ip-address={host.address}",
+        f"--num-cpus={len(roles)}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
         "--disable-usage-stats", *([] if head else ["--include-dashboard=false"]),
         *(f"--{name}={port}" for name, port in _RAY_PORTS.items()),
-        f"--resources={json.dumps({f'pd_{role}': 1})}",
+        f"--resources={json.dumps({f'pd_{role}': 1 for role in roles})}",
     ]  # fmt: skip
     log = logs / f"ray-{host.name}.log"
 
@@ -70,12 +74,14 @@ def start_ray(host: Host, logs: Path, *, head: Host | None, role: str) -> Callab
         log.unlink(missing_ok=True)
         return host.start(words, _ENVIRONMENT, log)
 
-    def wait() -> None:
-        running = process
-        for left in reversed(range(_RAY_STARTS)):
+    def wait() -> subprocess.Popen[bytes]:
+        running, left = process, _RAY_STARTS
+        while True:
             try:
-                return _await(running, log, _ray_runs, _RAY_STARTS_S)
+                _await(running, log, _ray_runs, _RAY_STARTS_S)
+                return running
             except RuntimeError:
+                left -= 1
                 if not left:
                     raise
                 # On a busy machine Ray's own limit of 30 s, which cannot be set, is too short.
@@ -112,8 +118,8 @@ def serve(host: Host, logs: Path, name: str, options: Mapping[str, Any]) -> Iter
 def serve_across(hosts: Hosts, logs: Path, options: Mapping[str, Any]) -> Iterator[Served]:
     """Prefill on the first host, decode on the second, a pool on each."""
     started = [
-        start_ray(hosts.first, logs, head=None, role="prefill"),
-        start_ray(hosts.second, logs, head=hosts.first, role="decode"),
+        start_ray(hosts.first, logs, head=None, roles=("prefill",)),
+        start_ray(hosts.second, logs, head=hosts.first, roles=("decode",)),
     ]
     for wait in started:
         wait()

@@ -13,16 +13,20 @@ import httpx
 
 class Asking:
     """`clients` threads ask for as long as `asking` lasts. Half of them keep their connections,
-    half open a new one for every request; nobody asks twice for what failed.
+    half open a new one for every request; nobody asks twice for what failed. There are `distinct`
+    requests, or one for each client.
 
     Every answer is compared with what the undisturbed cell said first."""
 
-    def __init__(self, url: str, *, clients: int = 8, seed: int = 0, tokens: int = 160) -> None:
+    def __init__(
+        self, url: str, *, clients: int = 8, seed: int = 0, tokens: int = 160, distinct: int = 0
+    ) -> None:
         self.url = url
         self.rng = random.Random(seed)
         self.http = httpx.Client(base_url=url, timeout=120)
-        self._bodies = [self._body(tokens) for _ in range(clients)]
-        self._expected = [self._ask(self.http, body) for body in self._bodies]
+        self._clients = clients
+        self.bodies = [self._body(tokens) for _ in range(distinct or clients)]
+        self.expected = [self._ask(self.http, body) for body in self.bodies]
         self._done = threading.Event()
         self.answers = 0
         self.wrong: list[str] = []
@@ -35,7 +39,7 @@ class Asking:
         """The clients ask for as long as this lasts."""
         self._done.clear()
         threads = [
-            threading.Thread(target=self._keep_asking, args=(i,)) for i in range(len(self._bodies))
+            threading.Thread(target=self._keep_asking, args=(i,)) for i in range(self._clients)
         ]
         for thread in threads:
             thread.start()
@@ -66,7 +70,7 @@ class Asking:
             while not self._done.is_set():
                 try:
                     http = self.http if number % 2 else single
-                    if self._ask(http, self._bodies[number]) != self._expected[number]:
+                    if self._ask(http, self.bodies[number]) != self.expected[number]:
                         self.wrong.append(f"request {number} got other tokens")
                 except Exception as error:
                     self.wrong.append(f"request {number}: {error!r}")
