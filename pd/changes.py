@@ -39,13 +39,34 @@ class Changes:
         PDError if Ray has no room for it, or it does not come up; then nothing has changed.
         """
         check_room(config, role)
-        processes = self._processes
-        node_id = node_id or free_id(role, processes.nodes)
-        progress(f"starting {node_id}")
-        deadline = time.monotonic() + config.cluster.start_timeout_s
-        handle = processes.start_node(config, node_id, role)
-        self._await(node_id, handle, processes.await_joined, deadline)
+        node_id = node_id or free_id(role, self._processes.nodes)
+        self._start_nodes(config, {node_id: role}, progress)
         return node_id
+
+    def add_nodes(self, config: Config, roles: Sequence[Role], progress: Progress) -> None:
+        """Start a node for each of these roles, all at once, and wait until they serve.
+
+        PDError if one of them does not come up; the others are there. That there is room for all
+        is the caller's to know.
+        """
+        ids: dict[str, Role] = {}
+        for role in roles:
+            ids[free_id(role, {*self._processes.nodes, *ids})] = role
+        self._start_nodes(config, ids, progress)
+
+    def _start_nodes(self, config: Config, ids: Mapping[str, Role], progress: Progress) -> None:
+        processes = self._processes
+        progress(f"starting {', '.join(ids)}")
+        deadline = time.monotonic() + config.cluster.start_timeout_s
+        started = [(id_, processes.start_node(config, id_, role)) for id_, role in ids.items()]
+        failed: list[PDError] = []
+        for node_id, handle in started:
+            try:
+                self._await(node_id, handle, processes.await_joined, deadline)
+            except PDError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def add_gateway(self, config: Config, progress: Progress) -> str:
         processes = self._processes

@@ -7,17 +7,19 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from pd.actors import STOP_TIMEOUT_S, actor, ask_to_stop, get, last_line
+from pd.autoscaler import Autoscaler
 from pd.changes import Changes
 from pd.config import Config
 from pd.errors import PDError
 from pd.gateway.listener import Listener
+from pd.limits import scale_options, target_options
 from pd.messages import COORDINATOR, CellStatus
 from pd.placement import (
     await_hosts,
@@ -71,11 +73,12 @@ class Cluster:
         self._owns_ray = owns_ray
         self._gives_listener = False
         self._changes = Changes(processes)
-        self._changing = threading.RLock()
+        self.changing = threading.RLock()  # held by whoever changes it, and is not to be disturbed
         self._stopped = threading.Event()
         self._ended = ""  # why there is no cell any more, if that is not because it was stopped
         self._guard = threading.Thread(target=self._guard_coordinator, name="guard", daemon=True)
         self._guard.start()
+        self._autoscaler = Autoscaler(self)
 
     @classmethod
     def start(
@@ -192,10 +195,18 @@ class Cluster:
     def status(self) -> CellStatus:
         return self._processes.status()
 
+    def node_roles(self) -> dict[str, Role]:
+        """The roles that nodes were started with, also of one that is just being started anew."""
+        return dict(self._processes.roles)
+
+    def hosts(self, timeout_s: float) -> dict[str, str]:
+        """The ids that Ray has for the hosts of nodes, but for those that do not say."""
+        return self._processes.places(timeout_s)
+
     # -------------------------------------------------------------- change
     def change_role(self, node_id: str, role: Role, progress: Progress = _silent) -> None:
         """Give a node another role; what it did for the old one goes on elsewhere."""
-        with self._changing:
+        with self.changing:
             self._changes.change_role(node_id, role, progress)
 
     def add_node(self, role: Role, progress: Progress = _silent) -> str:
@@ -203,12 +214,25 @@ class Cluster:
 
         PDError if Ray has no room for it, or it does not come up; then nothing has changed.
         """
-        with self._changing:
+        with self.changing:
             return self._changes.add_node(self.config, role, progress)
+
+    def add_nodes(self, roles: Sequence[Role], progress: Progress = _silent) -> None:
+        """Start several at once, for which there is room; PDError if one of them does not come up,
+        then the others are there."""
+        with self.changing:
+            self._changes.add_nodes(self.config, roles, progress)
+
+    def scale(self) -> bool:
+        """Have the coordinator say in its status how many nodes the load needs, as the
+        configuration wants it now. False where numbers stay as they are."""
+        options, targets = scale_options(self.config), target_options(self.config)
+        ray.get(self._coordinator.scale.remote(options, targets))
+        return bool(options)
 
     def add_gateway(self, progress: Progress = _silent) -> str:
         """Start one more gateway on the same address; returns its id."""
-        with self._changing:
+        with self.changing:
             return self._changes.add_gateway(self.config, progress)
 
     def remove_node(self, member_id: str, progress: Progress = _silent) -> None:
@@ -218,7 +242,7 @@ class Cluster:
         others. A gateway accepts no more, and what it serves may end for `retire_s`. PDError if
         there is none of that name, or the cell cannot do without it.
         """
-        with self._changing:
+        with self.changing:
             self._changes.remove(self.config, member_id, progress)
 
     def replace(self, member_id: str, progress: Progress = _silent) -> str:
@@ -227,7 +251,7 @@ class Cluster:
         PDError if there is no room for a second and the cell cannot do without the first, or if
         the new one does not come up.
         """
-        with self._changing:
+        with self.changing:
             return self._changes.replace(self.config, member_id, progress)
 
     def serves_at(self, config: Config) -> bool:
@@ -261,7 +285,7 @@ class Cluster:
     # -------------------------------------------------------------- end
     def give_way(self, other: Cluster) -> None:
         """End as a cell that another takes the place of: what runs here may end first."""
-        with self._changing:
+        with self.changing:
             limit_s = self.config.gateway.retire_s
             calls = [handle.retire.remote(limit_s) for handle in self._processes.gateways.values()]
             ray.wait(calls, num_returns=len(calls))
@@ -300,6 +324,7 @@ class Cluster:
         if self._stopped.is_set():
             return
         self._stopped.set()
+        self._autoscaler.stop()
         self._guard.join(self.config.cluster.node_timeout_s + _WAIT_POLL_S)
         processes = self._processes
         if not self._gives_listener:
@@ -310,6 +335,7 @@ class Cluster:
         ask_to_stop(processes.nodes, STOP_TIMEOUT_S)
         for handle in (*processes.all.values(), self._coordinator):
             ray.kill(handle)
+        self._autoscaler.join(STOP_TIMEOUT_S)  # it would start Ray anew to ask for anything
         if self._owns_ray:
             ray.shutdown()
 
@@ -335,9 +361,5 @@ def _await_ready(processes: Processes, deadline: float) -> None:
 
 
 def _node_ids(config: Config) -> list[tuple[str, Role]]:
-    counts: list[tuple[Role, int]] = [
-        ("prefill", config.cluster.prefill),
-        ("decode", config.cluster.decode),
-        ("mixed", config.cluster.mixed),
-    ]
-    return [(f"{role}-{i}", role) for role, count in counts for i in range(count)]
+    counts = config.cluster.counts
+    return [(f"{role}-{i}", role) for role, count in counts.items() for i in range(count)]

@@ -17,8 +17,10 @@ from kvstore.prefix import KeySpace
 from pd.config_balance import BalanceConfig
 from pd.config_front import GatewayConfig, SLOConfig
 from pd.config_observe import ObserveConfig
+from pd.config_scale import ScaleConfig
 from pd.errors import ConfigError
 from pd.schema import Option, Section, as_mapping, check_keys, option, options_of
+from pd.types import Role
 
 Device = Literal["cpu", "cuda"]
 TransportName = Literal["shm", "zmq", "torch", "nixl"]
@@ -269,6 +271,11 @@ class ClusterConfig(Section):
     def num_nodes(self) -> int:
         return self.prefill + self.decode + self.mixed
 
+    @property
+    def counts(self) -> dict[Role, int]:
+        """Nodes by role."""
+        return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}
+
     def threads(self, num_cpus: int) -> int:
         """Compute threads of a node on a host of `num_cpus` cores that has all the nodes."""
         return self.threads_per_node or max(1, num_cpus // self.num_nodes)
@@ -337,7 +344,7 @@ class TransferConfig(Section):
 
 SECTIONS: tuple[type[Section], ...] = (
     ModelConfig, CacheConfig, SchedulerConfig, ClusterConfig, PoolConfig, TransferConfig,
-    GatewayConfig, SLOConfig, BalanceConfig, ObserveConfig,
+    GatewayConfig, SLOConfig, BalanceConfig, ScaleConfig, ObserveConfig,
 )  # fmt: skip
 
 
@@ -354,6 +361,7 @@ class Config:
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     slo: SLOConfig = field(default_factory=SLOConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     @classmethod
@@ -374,7 +382,9 @@ class Config:
             merged[OPTIONS[key].section][key] = value
         _mixed_nodes_only(merged["cluster"])
         built: dict[str, Any] = {each.name: _build(each, merged[each.name]) for each in SECTIONS}
-        return cls(**built)
+        config = cls(**built)
+        config.scale.bounds(config.cluster.counts)
+        return config
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data (str, int, float, bool, list, None) that `from_dict` takes back."""

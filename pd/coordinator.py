@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pd.assignment import Assignment, Parked
-from pd.balancer import Balancer
 from pd.foresight import learn, missed
 from pd.health import Health
 from pd.holders import Holders
@@ -39,6 +38,8 @@ from pd.messages import (
     Rejected,
     Reserve,
     RoleChanged,
+    Scale,
+    Scaling,
     Snapshot,
     StartPrefill,
     Submit,
@@ -52,6 +53,7 @@ from pd.policies.breaker import BreakerOptions
 from pd.policies.fit import never_fits
 from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
+from pd.steering import Steering
 from pd.types import Request, Role, Work
 
 _PREFIXES = 10  # the most popular ones, in the cell's status
@@ -89,9 +91,7 @@ class Coordinator:
         self.members = Members(self.outbox, limits.node_timeout_s, self.holders, limits.epoch)
         self.router = Router(limits.router, self.members, self.holders)
         self.health = Health(limits.breaker, self.members, self.outbox)
-        self._balancer: Balancer | None = None
-        if limits.balance is not None:
-            self._balancer = Balancer(limits.balance, self.members, self.outbox)
+        self._steering = Steering(limits.balance, self.members, self.outbox)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.
@@ -132,6 +132,9 @@ class Coordinator:
             error = self.members.drain(message.node_id, message.move_s, now)
             self.outbox.send(sender, Draining(message.call, error))
             self._next_status = now
+        elif isinstance(message, Scale):
+            self._steering.scaler.configure(message.options, message.targets)
+            self.outbox.send(sender, Scaling(message.call))
         elif not isinstance(message, Heartbeat):
             raise TypeError(f"the coordinator has no use for {type(message).__name__}")
 
@@ -168,7 +171,7 @@ class Coordinator:
         self.health.tick(now)
         for node in self.members.to_empty(now):
             self._interrupt_all(node, "is to be removed")
-        if self._balancer is not None and self._balancer.tick(now) is not None:
+        if self._steering.tick(now):
             self._next_status = now
         self.holders.tick(now)
         self._unpark(now)
@@ -280,8 +283,7 @@ class Coordinator:
         assignments.update(dict.fromkeys(work.indices, assignment))
         self.router.sent(route, work, transfer_id)
         self.health.sent(prefill, decode)
-        if self._balancer is not None:
-            self._balancer.sent(prefill.id, route.work_s)
+        self._steering.sent(prefill.id, route.work_s)
         if decode is not prefill:
             self.outbox.send(decode.id, Reserve(work, transfer_id, prefill.id, prefill.epoch))
         start = StartPrefill(work, transfer_id, decode.id, decode.epoch, route.sources)
@@ -432,6 +434,7 @@ class Coordinator:
             num_requests=len(self._assigned) + len(self._parked),
             max_model_len=min(lens, default=0),
             prefixes=tuple(self._describe(prefix) for prefix in self.router.popular.top(_PREFIXES)),
+            wanted=self._steering.scaler.wanted,
         )
 
     def _describe(self, prefix: Popular) -> Mapping[str, str | int]:

@@ -22,6 +22,7 @@ from pd.messages import (
     Message,
     NodeHello,
     RoleChanged,
+    Scaling,
     Welcome,
 )
 from pd.outbox import Decided, Kill, Send
@@ -160,7 +161,7 @@ class CoordinatorRunner:
 
     def _send(self, to: str, message: Message) -> None:
         if to == SUPERVISOR:
-            assert isinstance(message, RoleChanged | Draining)
+            assert isinstance(message, RoleChanged | Draining | Scaling)
             self._asked.pop(message.call).set_result(message.error)
             return
         if isinstance(message, CellStatus):

@@ -106,7 +106,7 @@ class Health:
             Circuit.CLOSED: (f"{node.id} gets work again", "its steps are as fast as expected"),
         }[breaker.circuit]
         numbers = {"step_s": step_s, "expected_s": expected} if step_s else {}
-        self._outbox.add(Decided(what, reason, numbers))
+        self._outbox.add(Decided(what, reason, numbers, "breaker"))
 
 
 def _kind(node: Node) -> _Kind:

@@ -11,7 +11,9 @@ from pd.node.core import NodeLimits
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
 from pd.policies.order import OrderPolicy
+from pd.policies.scale import ScaleOptions
 from pd.router import RouterOptions
+from pd.types import Role
 
 
 def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits:
@@ -36,8 +38,11 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
 
 def balance_options(config: Config) -> BalanceOptions | None:
     """What roles are changed by; None if they stay as they are."""
-    if not config.balance.balance:
-        return None
+    return target_options(config) if config.balance.balance else None
+
+
+def target_options(config: Config) -> BalanceOptions:
+    """What a node can take, and meet its targets."""
     slo, options = config.slo.classes().deployment, BalanceOptions()
     return BalanceOptions(
         ttft_s=slo.ttft_s or options.ttft_s,
@@ -50,6 +55,28 @@ def balance_options(config: Config) -> BalanceOptions | None:
         min_decode=config.balance.min_decode,
         mixed=config.balance.balance_mixed,
     )
+
+
+def scale_options(config: Config) -> tuple[ScaleOptions, ...]:
+    """What numbers of nodes are changed by; empty if they stay. Where roles follow the load, too,
+    it is the number of all nodes together that does."""
+    scale = config.scale
+    bounds = scale.bounds(config.cluster.counts)
+    groups: list[tuple[Role, ...]] = [("prefill",), ("decode",), ("mixed",)]
+    if config.balance.balance:
+        groups = [("prefill", "decode", "mixed")]
+    options = (
+        ScaleOptions(
+            roles,
+            sum(bounds[role][0] for role in roles),
+            sum(bounds[role][1] for role in roles),
+            scale.scale_pressure,
+            scale.scale_up_s,
+            scale.scale_down_s,
+        )
+        for roles in groups
+    )
+    return tuple(each for each in options if each.min_nodes < each.max_nodes)
 
 
 def node_limits(config: Config, device: Device) -> NodeLimits:

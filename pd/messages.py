@@ -11,7 +11,7 @@
     node        -> holder        Fetch, AbortTransfer; answered by blocks, and Stopped if some lack
     holder      -> coordinator   BlockEvents; asked for anew by SyncBlocks
     coordinator -> node          UsePool, SetRole
-    supervisor  -> coordinator   ChangeRole, Drain (in the same process: no bytes)
+    supervisor  -> coordinator   ChangeRole, Drain, Scale (in the same process: no bytes)
 
 A piece of work is named by (request id, output indices, attempt). Whoever ends one
 abnormally sends `Interrupted` to its gateway, which submits a new attempt that continues from
@@ -35,7 +35,15 @@ from pd.messages_cell import (
     Snapshot,
     Welcome,
 )
-from pd.messages_change import ChangeRole, Drain, Draining, RoleChanged, SetRole
+from pd.messages_change import (
+    ChangeRole,
+    Drain,
+    Draining,
+    RoleChanged,
+    Scale,
+    Scaling,
+    SetRole,
+)
 from pd.types import FinishReason, Source, Tier, TokenEvent, Work
 
 __all__ = [
@@ -44,8 +52,8 @@ __all__ = [
     "GatewayHello", "Granted",
     "Heartbeat", "Interrupted", "Message", "NodeHello", "Ongoing", "PeerLost", "Peers",
     "PrefillDone", "Put", "PutGranted", "Rejected", "Renew", "Resend", "Reserve", "RoleChanged",
-    "SetRole", "Snapshot", "StartPrefill", "Started", "Stopped", "Submit", "SyncBlocks", "Tokens",
-    "UsePool", "Verify", "Welcome",
+    "Scale", "Scaling", "SetRole", "Snapshot", "StartPrefill", "Started", "Stopped", "Submit",
+    "SyncBlocks", "Tokens", "UsePool", "Verify", "Welcome",
 ]  # fmt: skip
 
 
@@ -371,6 +379,7 @@ Message = (
     | Beacon | Resend
     | SetRole | ChangeRole | RoleChanged | Drain | Draining
     | Ongoing | Verify
+    | Scale | Scaling
 )  # fmt: skip
 
 # The number of a message on the wire. Append only.
@@ -385,6 +394,7 @@ KINDS: dict[int, type] = dict(
             Beacon, Resend,
             SetRole, ChangeRole, RoleChanged, Drain, Draining,
             Ongoing, Verify,
+            Scale, Scaling,
         ),
         start=1,
     )

@@ -4,7 +4,7 @@ which is what others import."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pd.types import NodeSnapshot, Notice, Peer, Role
 
@@ -100,7 +100,8 @@ class CellStatus:
 
     `nodes` is plain data (one mapping a node: id, role, epoch, pid, host, state, queue, ...), and
     so are `prefixes`, the most popular beginnings of prompts (key, tokens, requests, holders).
-    `notices` are the last few, oldest first.
+    `notices` are the last few, oldest first. `wanted` is how many nodes of a role there are to be,
+    of the roles whose number follows the load.
     """
 
     ready: bool
@@ -110,3 +111,4 @@ class CellStatus:
     max_model_len: int = 0
     prefixes: tuple[Mapping[str, str | int], ...] = ()
     notices: tuple[Notice, ...] = ()
+    wanted: Mapping[Role, int] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""What processes say to each other when a running cell changes: its nodes' roles, and who leaves.
+"""What processes say to each other when a running cell changes: its nodes' roles, how many
+there are, and who leaves.
 
 Parts of `pd.messages`, which is what others import.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pd.policies.balance import BalanceOptions
+from pd.policies.scale import ScaleOptions
 from pd.types import Role
 
 
@@ -55,6 +58,25 @@ class Drain:
 @dataclass(frozen=True, slots=True)
 class Draining:
     """It gets no more work; or with an `error` it goes on, and that is why."""
+
+    call: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From now on the number of nodes follows the load within these bounds, those that just meet
+    `targets` being at a pressure of 1. Without options it stays as it is. Answered by `Scaling`;
+    the cell's status says how many are wanted."""
+
+    call: int
+    options: tuple[ScaleOptions, ...]
+    targets: BalanceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """It does; `error` is always empty."""
 
     call: int
     error: str = ""

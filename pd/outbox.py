@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from kvstore.transfer import Push
 from pd.messages import Message, Tokens
@@ -70,6 +71,7 @@ class Decided:
     what: str
     reason: str
     numbers: Mapping[str, float]
+    kind: Literal["balance", "breaker", "scale"] = "balance"
 
 
 Effect = Send | Expect | Forget | Push | CancelPush | Kill | Decided

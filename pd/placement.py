@@ -8,12 +8,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pd.config import Config
@@ -111,8 +112,13 @@ def _on_loopback() -> Iterator[None]:
 
 def here() -> dict[str, Any]:
     """Options of an actor that stays on the host that starts the cell: its address is known."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(owner_host(), soft=False)}
+
+
+def owner_host() -> str:
+    """The id that Ray has for the host that starts the cell; coordinator and gateways are there."""
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
 
 
 def on_host_of(node_id: str) -> dict[str, Any]:
@@ -228,3 +234,24 @@ def check_room(config: Config, role: Role) -> None:
                 f"no room for one more {role} node: it needs {need:g} {name} and the Ray cluster "
                 f"has {free.get(name, 0.0):g} free; add a machine, or free some"
             )
+
+
+def room_for(config: Config, roles: Iterable[Role]) -> list[Role]:
+    """Those of these nodes that Ray has room for, all together."""
+    free, found = dict(ray.available_resources()), []
+    for role in roles:
+        needs = {**needs_of(config), **place_of(role)}
+        if all(need <= free.get(name, 0.0) for name, need in needs.items()):
+            free |= {name: free.get(name, 0.0) - need for name, need in needs.items()}
+            found.append(role)
+    return found
+
+
+def ask_for_hosts(config: Config, roles: Iterable[Role]) -> None:
+    """Have Ray's autoscaler start the hosts that all these nodes take, those that run included.
+
+    It keeps as many hosts until it is asked for something else: for nothing, hosts stay for as
+    long as something runs there. One that nothing autoscales takes no notice.
+    """
+    each = {name: need for name, need in needs_of(config).items() if need > 0}
+    request_resources(bundles=[{**each, **place_of(role)} for role in roles])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ class Processes:
         self.nodes: dict[str, ActorHandle] = {}  # pools included
         self.gateways: dict[str, ActorHandle] = {}
         self.configs: dict[str, Config] = {}  # that each was started with
+        self.roles: dict[str, Role] = {}  # that nodes were started with
         self.homes: dict[str, tuple[str, KVLayout]] = {}  # hosts of pools, and what they keep
 
     @property
@@ -66,6 +68,7 @@ class Processes:
             node_id, role, basis.cluster_id, basis.peer, config, threads, basis.secret
         )
         handle = node_actor(config, basis.cluster_id, node_id, role, threads).remote(launch)
+        self.roles[node_id] = role
         return self._keep(self.nodes, node_id, handle, config)
 
     def start_pool(self, config: Config, pool_id: str, host: str, layout: KVLayout) -> ActorHandle:
@@ -100,6 +103,7 @@ class Processes:
         """Stop a process for good, whatever it does."""
         handle = self.nodes.pop(member_id, None) or self.gateways.pop(member_id)
         del self.configs[member_id]
+        self.roles.pop(member_id, None)
         self.basis.coordinator.forget_member.remote(member_id)
         ask_to_stop({member_id: handle}, STOP_TIMEOUT_S)
         ray.kill(handle)
@@ -199,6 +203,17 @@ class Processes:
         """The hosts that have nodes, by Ray's ids, and the shape of the blocks there."""
         calls = [h.home.remote() for id_, h in self.nodes.items() if not is_pool(id_)]
         return dict(get(call, deadline)[::-1] for call in calls)
+
+    def places(self, timeout_s: float) -> dict[str, str]:
+        """The ids that Ray has for the hosts of nodes, but for those that do not say: one is being
+        started anew."""
+        calls = {self.nodes[id_].home.remote(): id_ for id_ in self.roles}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+        found = {}
+        for call in done:
+            with contextlib.suppress(RayError):
+                found[calls[call]] = str(ray.get(call)[1])
+        return found
 
 
 def is_gateway(member_id: str) -> bool:

@@ -27,7 +27,9 @@ ROLES: tuple[Phase, Phase, Phase] = ("prefill", "decode", "mixed")
 _KINDS = {kind: place for place, kind in enumerate(("pool", *ROLES, "gateway"))}
 
 # What is named neither here nor there is everybody's.
-_BY_SECTION: Mapping[str, Reader] = {"scheduler": "node", "pool": "pool", "gateway": "gateway"}
+_BY_SECTION: Mapping[str, Reader] = {
+    "scheduler": "node", "pool": "pool", "gateway": "gateway", "scale": "supervisor",
+}  # fmt: skip
 _BY_KEY: Mapping[str, Reader] = {
     "prefill": "supervisor",
     "decode": "supervisor",
@@ -154,12 +156,16 @@ def plan(
 
 
 def resize(new: Config, members: Mapping[str, str]) -> list[Step]:
-    """Steps to the number of nodes of each role, and of gateways, that `new` wants."""
+    """Steps to the number of nodes of each role, and of gateways, that `new` wants. Where numbers
+    follow the load, those that are within their bounds stay."""
     having = {
         kind: sorted((id_ for id_, has in members.items() if has == kind), key=_in_order)
         for kind in (*ROLES, "gateway")
     }
-    wanted: dict[Phase, int] = {role: getattr(new.cluster, role) for role in ROLES}
+    bounds = new.scale.bounds(new.cluster.counts)
+    wanted: dict[Phase, int] = {
+        role: min(max(len(having[role]), bounds[role][0]), bounds[role][1]) for role in ROLES
+    }
     surplus = [id_ for role in ROLES for id_ in having[role][wanted[role] :]]
     missing = [role for role in ROLES for _ in range(wanted[role] - len(having[role]))]
     gateways = new.cluster.gateways - len(having["gateway"])

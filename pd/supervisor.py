@@ -21,8 +21,10 @@ from pd.coordinator_runner import CoordinatorRunner
 from pd.errors import ConfigError
 from pd.limits import coordinator_limits
 from pd.mailbox import Mailbox
-from pd.messages import COORDINATOR, CellStatus, ChangeRole, Drain
+from pd.messages import COORDINATOR, CellStatus, ChangeRole, Drain, Scale
 from pd.outbox import ANY_PROCESS
+from pd.policies.balance import BalanceOptions
+from pd.policies.scale import ScaleOptions
 from pd.recorder import Recorder
 from pd.types import Peer, Role
 
@@ -71,6 +73,7 @@ class CoordinatorActor:
         )
         if again:
             log.warning("started anew, in epoch %d", epoch)
+        self._scale: tuple[tuple[ScaleOptions, ...], BalanceOptions] | None = None  # as it was told
         self._handles: dict[str, ActorHandle] = {}
         self._watched: dict[str, int] = {}  # the incarnation that lives behind each handle
         self._stopping = threading.Event()
@@ -110,6 +113,12 @@ class CoordinatorActor:
     def change_role(self, node_id: str, role: Role) -> str:
         """Give a node another role; returns why not, or nothing."""
         return self._runner.ask(lambda call: ChangeRole(call, node_id, role)).result(_ANSWER_S)
+
+    def scale(self, options: tuple[ScaleOptions, ...], targets: BalanceOptions) -> None:
+        """From now on the number of nodes that are wanted follows the load within these bounds."""
+        if self._scale != (options, targets):
+            self._runner.ask(lambda call: Scale(call, options, targets)).result(_ANSWER_S)
+            self._scale = options, targets
 
     def status(self) -> CellStatus:
         return self._runner.status

@@ -64,7 +64,8 @@ def configs(draw: st.DrawFn) -> Config:
     except ConfigError:  # options that exclude each other: a case of its own below
         for key in (
             "prefill", "decode", "heartbeat_s", "node_timeout_s", "lease_s", "pool_dram_gib",
-            "pool_disk_gib", "api_key", "api_keys", "tenant_classes",
+            "pool_disk_gib", "api_key", "api_keys", "tenant_classes", "max_prefill_nodes",
+            "max_decode_nodes", "max_mixed_nodes",
         ):  # fmt: skip
             values.pop(key, None)
         return Config.from_dict(**values)
@@ -126,6 +127,8 @@ def test_any_value_is_taken_or_refused_by_name(key: str, value: object) -> None:
         ({}, {"dtype": "float3"}, ["model.dtype", "bfloat16", "did you mean 'float32'"]),
         ({}, {"lease_s": float("nan")}, ["cluster.lease_s", "nan"]),
         ({}, {"lease_s": float("inf")}, ["cluster.lease_s", "inf"]),
+        ({}, {"decode": 3, "max_decode_nodes": 2}, ["scale.max_decode_nodes = 2", "decode = 3"]),
+        ({}, {"max_mixed_nodes": 2}, ["scale.max_mixed_nodes = 2", "cluster.mixed to 1 or more"]),
         ({}, {"aging_s": -1}, ["scheduler.aging_s", "at least 0"]),
         ({}, {"api_key": 12}, ["gateway.api_key", "a string"]),
         ({}, {"api_keys": "a=b"}, ["gateway.api_keys", "a list of words", "mapping"]),
@@ -277,6 +280,9 @@ READ_THROUGH = {
     "kv_cache_gib": "kv_bytes",
     "threads_per_node": "threads",
     "max_num_batched_tokens": "token_budget",
+    "max_prefill_nodes": "bounds",
+    "max_decode_nodes": "bounds",
+    "max_mixed_nodes": "bounds",
 }
 
 

@@ -135,3 +135,18 @@ def test_all_that_stays_is_rolled() -> None:
         Add("gateway"), Remove("decode-1"), Replace("pool-0"), Replace("prefill-0"),
         Replace("decode-0"), Replace("gateway-0"), Replace("coordinator"),
     ]  # fmt: skip
+
+
+def test_nodes_that_came_with_the_load_stay_within_their_bounds() -> None:
+    nodes = {"prefill-0": "prefill", "gateway-0": "gateway"}
+    nodes |= {f"decode-{i}": "decode" for i in range(3)}
+    assert resize(config(max_decode_nodes=4), nodes) == []
+    assert resize(config(max_decode_nodes=2), nodes) == [Remove("decode-2")]
+    assert resize(config(decode=4, max_decode_nodes=8), nodes) == [Add("decode")]
+    assert resize(config(max_prefill_nodes=4), nodes) == [Remove("decode-2"), Remove("decode-1")]
+
+
+def test_bounds_change_without_a_process() -> None:
+    old, new = config(), config(max_decode_nodes=2, scale_up_s=1.0, ask_for_hosts=False)
+    assert plan(old, new, members(old, **CELL)) == []
+    assert len(differences(old, new)) == 3

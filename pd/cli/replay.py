@@ -58,7 +58,7 @@ def decision_of(effect: Effect) -> dict[str, Any] | None:
         return {"decision": "kill", "id": effect.id, "reason": effect.reason}
     if isinstance(effect, Decided):
         numbers = dict(effect.numbers)
-        return {"decision": "balance", "what": effect.what, "reason": effect.reason, **numbers}
+        return {"decision": effect.kind, "what": effect.what, "reason": effect.reason, **numbers}
     if not isinstance(effect, Send) or not isinstance(effect.message, _DECISIONS):
         return None
     message = effect.message

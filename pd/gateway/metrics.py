@@ -258,6 +258,13 @@ class GatewayMetrics(Collector):
             "pd_coordinator_silent_seconds", "Since the coordinator was heard of",
             value=self._silence_s(),
         )  # fmt: skip
+        wanted = GaugeMetricFamily(
+            "pd_cell_nodes_wanted", "Nodes that the load needs, where they come and go with it",
+            labels=("role",),
+        )  # fmt: skip
+        for role, count in sorted(status.wanted.items()):
+            wanted.add_metric((role,), count)
+        yield wanted
         yield from node_metrics.families(status.nodes)
 
 

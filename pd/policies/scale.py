@@ -1,4 +1,4 @@
-"""How many nodes a cell should have. Pure.
+"""How many nodes a cell should have, and which of them goes first. Pure.
 
 As many as its work needs at the pressure wanted, within bounds. More are asked for as soon as that
 has been wanted for a while, fewer only when no moment of a long while would have needed them: a
@@ -8,19 +8,23 @@ node takes long to start, and one too many costs less than targets missed.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pd.policies.balance import BalanceOptions, NodeLoad, work
+from pd.types import Role
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleOptions:
-    """`pressure` is what nodes are to be at, 1 being what they can just take. Times in seconds:
+    """Of all nodes of `roles` together.
+
+    `pressure` is what nodes are to be at, 1 being what they can just take. Times in seconds:
     what is wanted for `up_s` is asked for, and given up after `down_s` of less. `max_step` nodes
     at most are asked for at once."""
 
+    roles: tuple[Role, ...] = ("prefill", "decode", "mixed")
     min_nodes: int = 1
     max_nodes: int = 1
     pressure: float = 0.75
@@ -39,15 +43,46 @@ class ScaleState:
     begun_at_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Leaver:
+    """A node that could go. `host` is empty where nobody knows it, as of a node that is being
+    started anew; `num_requests` is what runs and waits there."""
+
+    node_id: str
+    host: str
+    num_requests: int = 0
+
+
+def works(nodes: Iterable[NodeLoad], balancing: BalanceOptions) -> dict[Role, float]:
+    """What the nodes of each role have to do, in nodes that do nothing else."""
+    found: dict[Role, float] = {}
+    for node in nodes:
+        done = found.setdefault(node.role, 0.0)
+        if node.role != "decode":
+            done += work(node, "prefill", balancing)
+        if node.role != "prefill":
+            done += work(node, "decode", balancing)
+        found[node.role] = done
+    return found
+
+
+def needed(
+    nodes: Iterable[NodeLoad], balancing: BalanceOptions, options: ScaleOptions
+) -> dict[Role, int]:
+    """How many of each role the work of this moment takes, whatever the bounds: one at least, as
+    no role that there is gives up its last node."""
+    return {
+        role: max(1, math.ceil(done / options.pressure - 1e-9))
+        for role, done in works(nodes, balancing).items()
+    }
+
+
 def nodes_wanted(
-    nodes: Sequence[NodeLoad], balancing: BalanceOptions, options: ScaleOptions
+    nodes: Iterable[NodeLoad], balancing: BalanceOptions, options: ScaleOptions
 ) -> int:
-    """For the work of this moment: a whole number of nodes for each side, or mixed ones for both
-    where that takes fewer."""
-    prefill = sum(work(node, "prefill", balancing) for node in nodes if node.role != "decode")
-    decode = sum(work(node, "decode", balancing) for node in nodes if node.role != "prefill")
-    needed = math.ceil((prefill + decode) / options.pressure - 1e-9)
-    return min(options.max_nodes, max(options.min_nodes, needed))
+    """The same, of all roles and within the bounds."""
+    total = sum(needed(nodes, balancing, options).values())
+    return min(options.max_nodes, max(options.min_nodes, total))
 
 
 def scale(
@@ -58,7 +93,8 @@ def scale(
     options: ScaleOptions,
     now: float,
 ) -> int:
-    """How many nodes to have from now on; `num_starting` were asked for and are not here yet.
+    """How many nodes to have from now on; `num_starting` were asked for and are not here yet, or,
+    below 0, are still here and to go.
 
     Call it every second or so; `state` is updated.
     """
@@ -85,3 +121,40 @@ def scale(
     if watched >= options.down_s and state.most[0][1] < have:
         return max(state.most[0][1], have - options.max_step)
     return have
+
+
+def share_out(before: Mapping[Role, int], needs: Mapping[Role, int], total: int) -> dict[Role, int]:
+    """`total` nodes by role, instead of those `before`: more where most are lacking, fewer where
+    most are idle. No role comes into being, and none loses its last node."""
+    then = dict(before)
+
+    def lacking(role: Role) -> tuple[int, int]:
+        return needs.get(role, 0) - then[role], -then[role]
+
+    while sum(then.values()) < total and any(then.values()):
+        then[max((role for role in then if then[role]), key=lacking)] += 1
+    while sum(then.values()) > total:
+        several = [role for role in then if then[role] > 1]
+        if not several:
+            break
+        then[min(several, key=lacking)] -= 1
+    return then
+
+
+def first_to_go(leavers: Sequence[Leaver], hosts: Iterable[str], keep: str) -> str:
+    """The id of the node after which a host is empty soonest: one on a host with the fewest of the
+    cell's nodes, of which `hosts` has one entry each; rather not on `keep`, which stays anyway. Of
+    equal ones the one with the least to do, then the last that came."""
+    sizes = Counter(hosts)
+
+    def key(leaver: Leaver) -> tuple[bool, int, int, int, str]:
+        # Greatest goes: ids are compared by their numbers, which have no leading zeros.
+        return (
+            leaver.host != keep,
+            -sizes[leaver.host] if leaver.host else 0,
+            -leaver.num_requests,
+            len(leaver.node_id),
+            leaver.node_id,
+        )
+
+    return max(leavers, key=key).node_id

@@ -53,17 +53,13 @@ def cell_spec(
             f"the cost model does not say how many bytes of KV a token takes ({KV_KEY}): say it"
         )
     block_bytes = max(1, round(per_token * config.cache.block_size))
-    cluster = config.cluster
-    counts: dict[Role, int] = {
-        "prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed,
-    }  # fmt: skip
     groups = tuple(
         NodeGroup(
             role, count, cost, _num_blocks(config, cost, block_bytes), block_bytes,
             max_num_batched_tokens=config.scheduler.token_budget(_device(cost)),
             per_host=hardware.per_host,
         )
-        for role, count in counts.items()
+        for role, count in config.cluster.counts.items()
         if count and (cost := hardware.costs.get(role, hardware.cost))
     )  # fmt: skip
     links = {"near": hardware.near, "far": hardware.far}

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pd.policies.balance import BalanceOptions, NodeLoad
-from pd.policies.scale import ScaleOptions, ScaleState, nodes_wanted, scale
+from pd.policies.scale import (
+    Leaver,
+    ScaleOptions,
+    ScaleState,
+    first_to_go,
+    needed,
+    nodes_wanted,
+    scale,
+    share_out,
+)
+from pd.types import Role
 
 BALANCING = BalanceOptions()
 OPTIONS = ScaleOptions(min_nodes=2, max_nodes=16)
@@ -106,3 +116,56 @@ def test_large_steps_are_taken_in_several() -> None:
     up.run(20, work=12.0)
     assert [number for _, number in up.asked] == [5, 8, 11, 14, 16][: len(up.asked)]
     assert len(up.asked) >= 1
+
+
+ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
+COUNTS = st.fixed_dictionaries({role: st.integers(0, 6) for role in ROLES}).filter(
+    lambda counts: sum(counts.values()) > 0
+)
+
+
+@given(COUNTS, COUNTS, st.integers(1, 30))
+def test_nodes_are_shared_out_where_they_are_lacking(
+    before: dict[Role, int], needs: dict[Role, int], total: int
+) -> None:
+    then = share_out(before, needs, total)
+    fewest = sum(count > 0 for count in before.values())
+    assert sum(then.values()) == max(total, fewest)
+    for role in ROLES:
+        assert (then[role] > 0) == (before[role] > 0), "no role comes or goes"
+    if total >= sum(before.values()):
+        assert all(then[role] >= before[role] for role in ROLES)
+        enough = [role for role in ROLES if then[role] > max(before[role], needs[role])]
+        lacking = [r for r in ROLES if before[r] and then[r] < needs[r]]
+        assert not (enough and lacking)
+    else:
+        assert all(then[role] <= before[role] for role in ROLES)
+
+
+def test_each_side_takes_whole_nodes() -> None:
+    nodes = [NodeLoad("p", "prefill", busy=0.1), NodeLoad("d", "decode", full=0.8)]
+    assert needed(nodes, BALANCING, OPTIONS) == {"prefill": 1, "decode": 2}
+    assert nodes_wanted(nodes, BALANCING, OPTIONS) == 3
+
+
+@given(
+    st.lists(
+        st.builds(Leaver, st.integers(0, 99).map("d-{}".format), st.sampled_from("abcd"),
+                  st.integers(0, 3)),
+        min_size=1, max_size=8, unique_by=lambda each: each.node_id,
+    )
+)  # fmt: skip
+def test_whoever_goes_empties_a_host_soonest(leavers: list[Leaver]) -> None:
+    hosts = [each.host for each in leavers]
+    gone = next(x for x in leavers if x.node_id == first_to_go(leavers, hosts, keep="a"))
+    others = [each for each in leavers if each.host != "a"]
+    assert (gone.host == "a") == (not others)
+    if others:
+        assert hosts.count(gone.host) == min(hosts.count(each.host) for each in others)
+    alike = [each for each in leavers if each.host == gone.host]
+    assert gone.num_requests == min(each.num_requests for each in alike)
+
+
+def test_one_that_nobody_can_find_goes_first() -> None:
+    leavers = [Leaver("d-1", "b"), Leaver("d-0", ""), Leaver("d-2", "c")]
+    assert first_to_go(leavers, ["b", "c"], keep="a") == "d-0"

@@ -19,10 +19,19 @@ class Asking:
     Every answer is compared with what the undisturbed cell said first."""
 
     def __init__(
-        self, url: str, *, clients: int = 8, seed: int = 0, tokens: int = 160, distinct: int = 0
+        self,
+        url: str,
+        *,
+        clients: int = 8,
+        seed: int = 0,
+        tokens: int = 160,
+        prompt: int = 200,
+        distinct: int = 0,
     ) -> None:
+        """Prompts have up to `prompt` tokens, and outputs half of `tokens` to all of them."""
         self.url = url
         self.rng = random.Random(seed)
+        self._prompt = prompt
         self.http = httpx.Client(base_url=url, timeout=120)
         self._clients = clients
         self.bodies = [self._body(tokens) for _ in range(distinct or clients)]
@@ -53,7 +62,7 @@ class Asking:
     def _body(self, tokens: int) -> dict[str, Any]:
         rng = self.rng
         return {
-            "prompt": rng.choices(range(3, 380), k=rng.randint(5, 200)),
+            "prompt": rng.choices(range(3, 380), k=rng.randint(5, self._prompt)),
             "max_tokens": rng.randint(tokens // 2, tokens), "temperature": 1.0,
             "seed": rng.randrange(1 << 30), "ignore_eos": True, "return_token_ids": True,
             "n": rng.choice((1, 1, 2)),

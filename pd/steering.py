@@ -1,0 +1,30 @@
+"""What follows the load in a cell: its nodes' roles, and how many there are. Pure."""
+
+from __future__ import annotations
+
+from pd.balancer import Balancer
+from pd.members import Members
+from pd.outbox import Outbox
+from pd.policies.balance import BalanceOptions
+from pd.scaler import Scaler
+
+
+class Steering:
+    """`sent` for every prompt, `tick` on every turn of the coordinator. Without `balance` roles
+    stay; numbers do until `scaler` has bounds."""
+
+    def __init__(self, balance: BalanceOptions | None, members: Members, outbox: Outbox) -> None:
+        self._balancer = None if balance is None else Balancer(balance, members, outbox)
+        self.scaler = Scaler(members, outbox)
+
+    def sent(self, node_id: str, work_s: float) -> None:
+        """A prompt that takes so long to compute went to this node."""
+        if self._balancer is not None:
+            self._balancer.sent(node_id, work_s)
+        self.scaler.sent(node_id, work_s)
+
+    def tick(self, now: float) -> bool:
+        """Whether a role was changed."""
+        changed = self._balancer is not None and self._balancer.tick(now) is not None
+        self.scaler.tick(now)
+        return changed
