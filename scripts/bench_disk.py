@@ -180,7 +180,7 @@ def measure(
     times: dict[tuple[str, str, int], list[float]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
-        candidates = [
+        candidates: list[PlainFiles | Tier] = [
             PlainFiles(folder / "plain", layout, count, threads),
             Tier(folder / "tier", layout, count, threads, verify=True),
             Tier(folder / "unverified", layout, count, threads, verify=False),
@@ -196,15 +196,15 @@ def measure(
                         seconds = act(action, candidate, source[:size], out[:size])
                         times.setdefault((action, candidate.name, size), []).append(seconds)
     rows = []
-    for (action, what, size), seconds in times.items():
+    for (action, what, size), taken in times.items():
         plain = times[action, PLAIN, size]
         rows.append({
             "layout": name, "block_bytes": layout.block_bytes, "threads": threads,
-            "action": action, "what": what, "blocks": size, "median_s": statistics.median(seconds),
-            "best_s": min(seconds),
-            "gb_per_s": size * layout.block_bytes / statistics.median(seconds) / 1e9,
-            "of_plain": statistics.median(p / s for p, s in zip(plain, seconds)),
-            "best_of_plain": min(plain) / min(seconds),
+            "action": action, "what": what, "blocks": size, "median_s": statistics.median(taken),
+            "best_s": min(taken),
+            "gb_per_s": size * layout.block_bytes / statistics.median(taken) / 1e9,
+            "of_plain": statistics.median(p / s for p, s in zip(plain, taken)),
+            "best_of_plain": min(plain) / min(taken),
         })  # fmt: skip
     return rows
 

@@ -121,7 +121,7 @@ def disaggregated(folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"calibrated_on": CALIBRATED_ON, "calibration": vars(calibration)}
     for name, applied in (("roofline", NONE), ("calibrated", calibration)):
         groups: dict[str, list[tuple[float, float]]] = {}
-        details = []
+        details: list[dict[str, Any]] = []
         for run in listed:
             guess = predict(run, applied)
             if guess is None:
