@@ -22,6 +22,7 @@ from hostlib.hosts import Hosts, two_hosts, why_not  # noqa: E402
 from hostlib.secrecy import readable, segments, shared_pieces  # noqa: E402
 from hostlib.serving import (  # noqa: E402
     FIRST_FREE_PORT,
+    node_logs,
     serve_across,
     ways_of_blocks,
     wrong_ways,
@@ -89,6 +90,8 @@ def cell(hosts: Hosts, model: Path, tmp_path_factory: pytest.TempPathFactory) ->
         cell = LiveCell(served)
         yield cell
         cell.http.close()
+        for host in hosts.all:  # for whoever wants to know what happened
+            (logs / f"nodes-{host.name}.log").write_text(node_logs(host))
 
 
 @pytest.fixture
