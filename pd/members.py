@@ -61,6 +61,7 @@ class Members:
         self._condemned: dict[str, Condemned] = {}
         self._dead: deque[tuple[str, int]] = deque(maxlen=_REMEMBERED)
         self._buried: dict[str, int] = {}  # by id, the last epoch of a process that is gone
+        self._ended: dict[str, tuple[int, float]] = {}  # by id, the last to be ended, and when
         self._last_check = float("-inf")
         self._heard_since = float("-inf")  # nobody was last heard of before that
         self._joined = False  # somebody did, and the others have not been told
@@ -78,7 +79,7 @@ class Members:
 
     def node_joins(self, hello: NodeHello, now: float) -> Member | None:
         """Welcome a node; returns the earlier process of that name, if it is now gone."""
-        if self._welcome_again(hello) or self._refuse(hello):
+        if self._welcome_again(hello) or self._refuse(hello, now):
             return None
         lost = self._replace(hello)
         if hello.epoch and hello.role != "pool":
@@ -104,7 +105,7 @@ class Members:
 
     def gateway_joins(self, hello: GatewayHello, now: float) -> Member | None:
         """Welcome a gateway; returns the earlier process of that name, if it is now gone."""
-        if self._welcome_again(hello) or self._refuse(hello):
+        if self._welcome_again(hello) or self._refuse(hello, now):
             return None
         lost = self._replace(hello)
         epoch = self._epoch_for(hello)
@@ -201,6 +202,7 @@ class Members:
         for member in gone:
             self._leave(member)
             self._condemned[member.id] = Condemned(member, now + self._timeout_s)
+            self._ended[member.id] = member.incarnation, now  # by the caller
         if gone:
             self._announce()
         # Who joins later is heard of later.
@@ -344,7 +346,7 @@ class Members:
         self._welcome(known.id, hello.incarnation, known.epoch)
         return True
 
-    def _refuse(self, hello: NodeHello | GatewayHello) -> bool:
+    def _refuse(self, hello: NodeHello | GatewayHello, now: float) -> bool:
         """Whether this is a process that was given up, or replaced: it is to end."""
         member_id, epoch = _id_of(hello), hello.epoch
         if epoch:
@@ -353,7 +355,7 @@ class Members:
             condemned = self._condemned.get(member_id)
             ends = condemned is not None and condemned.member.epoch >= epoch
             if later or ends or epoch <= self._buried.get(member_id, 0):
-                self._outbox.add(Kill(member_id, hello.incarnation, "was given up before"))
+                self._end(member_id, hello.incarnation, now)
                 return True
         if (member_id, hello.incarnation) in self._dead:
             return True
@@ -361,6 +363,14 @@ class Members:
         # hosts' clocks disagree it is the successor's, who asks again when this one is gone.
         present = self._present(member_id)
         return not epoch and present is not None and hello.incarnation < present.incarnation
+
+    def _end(self, member_id: str, incarnation: int, now: float) -> None:
+        """End it, unless that was asked for just now: it says hello until it is gone, and an end
+        that comes late would be its successor's."""
+        last, since = self._ended.get(member_id, (None, 0.0))
+        if last != incarnation or now - since >= self._timeout_s:
+            self._ended[member_id] = incarnation, now
+            self._outbox.add(Kill(member_id, incarnation, "was given up before"))
 
     def _epoch_for(self, hello: NodeHello | GatewayHello) -> int:
         """The one it has from an earlier coordinator, or a new one."""

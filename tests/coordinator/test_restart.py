@@ -192,6 +192,24 @@ def test_who_was_given_up_is_not_taken_back(driver: Restarted) -> None:
     assert [(kill.id, kill.incarnation) for kill in driver.kills()] == [("d0", 7)]
 
 
+def test_who_was_given_up_is_ended_once_and_again_when_that_did_not_help(driver: Restarted) -> None:
+    """A process that hears nothing says hello often. An end for every time would pile up where it
+    cannot be reached, and the last of them meet its successor."""
+    driver.returns(GATEWAY)
+    driver.tick(6.0)
+    driver.kills()
+    driver.returns(DECODE, "decode")
+    driver.kills()
+    for _ in range(20):
+        driver.returns(DECODE, "decode")
+    driver.tick(4.0)
+    driver.returns(DECODE, "decode")
+    assert not driver.kills()
+    driver.tick(1.0)
+    driver.returns(DECODE, "decode")
+    assert driver.kills() == [Kill("d0", 7, "was given up before")]
+
+
 def test_a_role_that_a_node_was_given_stays_with_its_name(driver: Restarted) -> None:
     driver.all_return()
     driver.returns(Peer("d1", 4), "prefill")  # it came as a decode node once
