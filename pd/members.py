@@ -24,6 +24,7 @@ from pd.policies.fit import fits, kind_of
 from pd.policies.pools import assign_pools
 from pd.types import NodeSnapshot, Peer, Role, Work
 
+_END_AGAIN_S = 10.0  # an end may take that long to get through, after a link was cut
 _CONFIRM_S = 1.0  # after which a node that has not taken on its role is told again
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
 
@@ -368,7 +369,7 @@ class Members:
         """End it, unless that was asked for just now: it says hello until it is gone, and an end
         that comes late would be its successor's."""
         last, since = self._ended.get(member_id, (None, 0.0))
-        if last != incarnation or now - since >= self._timeout_s:
+        if last != incarnation or now - since >= max(self._timeout_s, _END_AGAIN_S):
             self._ended[member_id] = incarnation, now
             self._outbox.add(Kill(member_id, incarnation, "was given up before"))
 

@@ -205,7 +205,7 @@ def test_who_was_given_up_is_ended_once_and_again_when_that_did_not_help(driver:
     driver.tick(4.0)
     driver.returns(DECODE, "decode")
     assert not driver.kills()
-    driver.tick(1.0)
+    driver.tick(6.0)
     driver.returns(DECODE, "decode")
     assert driver.kills() == [Kill("d0", 7, "was given up before")]
 
