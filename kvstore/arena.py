@@ -76,8 +76,7 @@ class KVArena:
     def populate(self, pause_s: float = 0.0) -> None:
         """Touch all of its pages, with pauses of so many seconds. MemoryError if they do not fit
         into memory. From any thread; ends when the arena is closed."""
-        with suppress(ValueError):  # closed already
-            populate(self._map, pause_s)
+        populate(self._map, pause_s)
 
     def as_torch(self) -> torch.Tensor:
         """The same memory as a tensor [B, L, 2, K, P, D] of the layout's dtype.

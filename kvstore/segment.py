@@ -43,11 +43,12 @@ def populate(memory: mmap.mmap, pause_s: float = 0.0) -> None:
 
     A page that is touched first by a copy of blocks makes that copy wait for it to be found and
     zeroed, which takes twenty times as long as the copy. Does nothing where the kernel cannot
-    (before Linux 5.14); MemoryError where there is not that much memory. Ends early if the
-    mapping is closed meanwhile.
+    (before Linux 5.14); MemoryError where there is not that much memory. Ends when the mapping
+    is closed.
     """
-    start, end = 0, len(memory)
+    start = end = 0
     try:
+        end = len(memory)
         while start < end:
             memory.madvise(_POPULATE_WRITE, start, min(_POPULATE_STEP, end - start))
             start += _POPULATE_STEP

@@ -72,6 +72,7 @@ class Cluster:
         self._coordinator = processes.basis.coordinator
         self._owns_ray = owns_ray
         self._gives_listener = False
+        self._scales = False  # as the coordinator was told
         self._changes = Changes(processes)
         self.changing = threading.RLock()  # held by whoever changes it, and is not to be disturbed
         self._stopped = threading.Event()
@@ -226,9 +227,11 @@ class Cluster:
     def scale(self) -> bool:
         """Have the coordinator say in its status how many nodes the load needs, as the
         configuration wants it now. False where numbers stay as they are."""
-        options, targets = scale_options(self.config), target_options(self.config)
-        ray.get(self._coordinator.scale.remote(options, targets))
-        return bool(options)
+        options = scale_options(self.config)
+        if options or self._scales:  # a coordinator that was told nothing changes no numbers
+            ray.get(self._coordinator.scale.remote(options, target_options(self.config)))
+            self._scales = bool(options)
+        return self._scales
 
     def add_gateway(self, progress: Progress = _silent) -> str:
         """Start one more gateway on the same address; returns its id."""

@@ -207,8 +207,7 @@ def check_resources(config: Config, *, free: bool = False) -> None:
     With `free` only what nobody uses counts."""
     total = ray.available_resources() if free else ray.cluster_resources()
     has_ = "has free" if free else "has"
-    for role in ("prefill", "decode", "mixed"):
-        count = getattr(config.cluster, role)
+    for role, count in config.cluster.counts.items():
         name = place_name(role)
         room = total.get(name, count)
         if count > room:

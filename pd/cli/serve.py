@@ -115,7 +115,7 @@ def _interrupt(number: int, frame: object) -> None:
 def greet(url: str, config: Config, ending: str) -> None:
     """The address goes to standard output, where scripts read it."""
     cluster, gateway = config.cluster, config.gateway
-    pools = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.mixed}
+    pools = cluster.counts
     nodes = ", ".join(f"{count} {role}" for role, count in pools.items() if count)
     key = "" if not gateway.tenants() else ' -H "Authorization: Bearer $PD_API_KEY"'
     body = json.dumps(

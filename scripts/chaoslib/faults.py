@@ -96,7 +96,7 @@ class Faults:
 
     def why_not_whole(self) -> str:
         """What is missing, or still disturbed; empty if nothing is."""
-        running = {(h.name, p.inner): p.pid for h in self._hosts.all for p in processes_of(h)}
+        running = self._pids()
         if self._busy & {*running.values(), _NO_PROCESS}:
             return "a fault lasts"
         if raylet(self._hosts.second) is None:
@@ -132,7 +132,7 @@ class Faults:
         """The processes without a fault: kind -> name -> pid."""
         self._ask()
         found: dict[str, dict[str, int]] = {}
-        pids = {(host.name, p.inner): p.pid for host in self._hosts.all for p in processes_of(host)}
+        pids = self._pids()
         for row in self._rows:
             pid = pids.get((row["host"], row["pid"]))
             if pid is not None:
@@ -149,6 +149,10 @@ class Faults:
             for kind, each in found.items()
         }
         return {kind: each for kind, each in free.items() if each}
+
+    def _pids(self) -> dict[tuple[str, int], int]:
+        """Of everything that runs, by its host and what the host knows it by."""
+        return {(host.name, p.inner): p.pid for host in self._hosts.all for p in processes_of(host)}
 
     def _ask(self) -> dict[str, Any] | None:
         """The status, if a gateway answers."""

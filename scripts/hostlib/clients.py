@@ -17,8 +17,8 @@ import openai
 from benchlib.report import percentile
 
 from hostlib.hosts import Host
+from hostlib.texts import documentation
 
-_TEXTS = Path(__file__).resolve().parents[2] / "docs"
 _TIMEOUT_S = 180.0
 _BATCH = 25  # prompts that transformers runs at once
 _ASKED: dict[str, Any] = {
@@ -43,8 +43,8 @@ def make_questions(
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)  # threads that wait for one another crawl on a busy machine
-    text = "\n".join(path.read_text() for path in sorted(_TEXTS.glob("*.md")))
-    ids = Tokenizer.from_file(str(model_dir / "tokenizer.json")).encode(text[:100_000]).ids
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    ids = tokenizer.encode(documentation()[:100_000]).ids
     rng = random.Random(seed)
     starts = [rng.randrange(len(ids) - num_prompt) for _ in range(count)]
     prompts = [ids[start : start + num_prompt] for start in starts]

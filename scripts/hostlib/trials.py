@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from live_cell import LiveCell, Streamed, eventually
 
-_TEXTS = Path(__file__).resolve().parents[2] / "docs"
+from hostlib.texts import documentation
+
 _EXCEPTION = re.compile(r"\w+\(")
 _POLL_S = 0.05
 _PROBE_S, _WHOLE_S = 90.0, 120.0
@@ -20,7 +20,7 @@ _PROBE_S, _WHOLE_S = 90.0, 120.0
 
 def make_bodies(seed: int, count: int, num_chars: tuple[int, int], max_tokens: int) -> list[Any]:
     """Greedy requests, no two of which begin alike, with prompts of so many characters."""
-    text = "\n".join(path.read_text() for path in sorted(_TEXTS.glob("*.md")))
+    text = documentation()
     rng = random.Random(seed)
     bodies = []
     for number in range(count):
