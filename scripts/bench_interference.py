@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What long prompts do to running streams: two pools against mixed nodes, on the same two cores.
 
-    python scripts/bench_interference.py [--quick] [--chunks 32 128 512] [--seconds 60]
+    python scripts/bench_interference.py [--quick] [--chunks 32 128 512] [--repeats 3]
 
 Eight streams decode all the time while a prompt of 1,024 tokens, never the same, arrives every
 six seconds. Each setting serves this load in a cell of its own, first without the prompts, to
@@ -30,6 +30,7 @@ Figures, all seen by the client, from when it reads an event to when it reads th
 
 Everything else that runs on the machine, this load included, shares the cores. The JSON has
 the CPU seconds of every process in each phase; its `rest of the machine` should be near zero.
+With `--repeats` the run whose p99 / idle is the median counts; `repeated` has that of each.
 """
 
 from __future__ import annotations
@@ -72,6 +73,16 @@ def settings(chunks: list[int], pd_chunk: int) -> list[Setting]:
 
 
 def measure(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
+    """The run in the middle of as many as are wanted, and what all of them had."""
+    runs = [measure_once(setting, args) for _ in range(args.repeats)]
+    runs.sort(key=lambda run: run["p99_over_idle_p50"])
+    return {
+        **runs[len(runs) // 2],
+        "repeated": [run["p99_over_idle_p50"] for run in runs],
+    }
+
+
+def measure_once(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
     config = resolve(
         model=args.model, dtype=args.dtype, max_num_batched_tokens=setting.chunk,
         pin_cpus=args.pin_cpus, **setting.options,
@@ -148,6 +159,8 @@ def picture(results: list[dict[str, Any]], path: Path, title: str) -> None:
 def draw(axes: Any, results: list[dict[str, Any]], key: str, title: str) -> None:
     for kind, style, colour in ((MIXED_2, "o-", "tab:orange"), (MIXED_1, "s-", "tab:blue")):
         mine = [each for each in results if each["setting"] == kind]
+        if not mine:
+            continue
         points = [(each["ttft_p50_s"], each[key] * 1e3) for each in mine]
         axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{kind} cores, by chunk")
         for each, point in zip(mine, points, strict=True):
@@ -182,8 +195,12 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--chunks", type=int, nargs="+", default=list(CHUNKS), metavar="N")
+    parser.add_argument(
+        "--chunks", type=int, nargs="*", default=list(CHUNKS), metavar="N",
+        help="of the mixed nodes; none: 1 prefill + 1 decode only",
+    )  # fmt: skip
     parser.add_argument("--pd-chunk", type=int, default=512, help="chunk of the prefill node")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each setting; the median")
     parser.add_argument("--seconds", type=float, default=36.0, help="of load in each cell")
     parser.add_argument("--idle-seconds", type=float, default=12.0, help="without prompts")
     parser.add_argument("--every", type=float, default=6.0, help="seconds between two prompts")
