@@ -10,9 +10,9 @@ so caches know only what the run itself repeats. The cells:
 
     mixed x 2   two nodes that serve both phases, a core each
     1P1D        a prefill and a decode node, a core each
-    auto        a prefill and a decode node, a core each, where the coordinator decides, by
-                prediction, what to admit and whether a prompt is split from its decoding, and
-                where chunks beside outputs are as large as the targets of these allow
+    auto        two nodes, a core each, that may do anything: the coordinator decides, by
+                prediction, what to admit and which node computes a prompt, and chunks beside
+                outputs are as large as the targets of these allow
 
 The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
 its first half has four times the prompt, its second half four times the output.
@@ -53,7 +53,7 @@ CELLS: dict[str, dict[str, Any]] = {
         "prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "never", "chunk_sizes": "fixed",
     },
     "1P1D": {"prefill": 1, "decode": 1, "disaggregate": "always", "chunk_sizes": "fixed"},
-    "auto": {"prefill": 1, "decode": 1, "disaggregate": "auto", "admission": "predicted"},
+    "auto": {"prefill": 0, "decode": 0, "mixed": 2, "admission": "predicted"},
 }  # fmt: skip
 # TTFT and TPOT in ms. Alone, a median request of the default scale takes about 0.2 s to its first
 # token and 20 ms for each that follows.
