@@ -269,6 +269,9 @@ def test_every_option_says_what_it_does() -> None:
 
 # Options that are read through a method of their section.
 READ_THROUGH = {
+    "prefill": "counts",
+    "decode": "counts",
+    "mixed": "counts",
     "ttft_ms": "classes",
     "tpot_ms": "classes",
     "tenant_classes": "classes",
