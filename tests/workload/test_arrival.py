@@ -19,7 +19,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     block = draw(st.integers(1, 600))
     now, arrivals = 0.0, []
     for _ in range(draw(st.integers(0, 12))):
-        now += draw(st.floats(0, 10))
+        now += draw(st.integers(0, 10_000_000)) / 1e6  # differences are to be told apart
         num_prompt = draw(st.integers(1, 3000))
         count = -(-num_prompt // block)
         prefix = draw(st.sampled_from([(), tuple(range(count)), tuple(range(7, 7 + count))]))
