@@ -154,9 +154,8 @@ def fuzz(name: str, runs: int, seed: int) -> bool:
                 print(done.stderr[-4000:], flush=True)
                 return False
     last = " ".join(re.findall(r"^#\d+\s+DONE.*", done.stderr, re.M))
-    print(
-        f"{name}: {runs:,} runs in {time.monotonic() - begun:.0f} s, at the end {last}", flush=True
-    )
+    seconds = time.monotonic() - begun
+    print(f"{name}: {runs:,} runs in {seconds:.0f} s, at the end {last}", flush=True)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pd.types import SLO
@@ -19,7 +19,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     block = draw(st.integers(1, 600))
     now, arrivals = 0.0, []
     for _ in range(draw(st.integers(0, 12))):
-        now += draw(st.integers(0, 10_000_000)) / 1e6  # differences are to be told apart
+        now += draw(st.floats(0, 10))
         num_prompt = draw(st.integers(1, 3000))
         count = -(-num_prompt // block)
         prefix = draw(st.sampled_from([(), tuple(range(count)), tuple(range(7, 7 + count))]))
@@ -48,6 +48,9 @@ def test_scaling_keeps_order_ids_and_invariants(
 
 @given(workloads(), st.floats(0.1, 100))
 def test_at_rate_gives_the_rate(workload: Workload, rate: float) -> None:
+    last_s = max((each.time_s for each in workload), default=0.0)
+    # Arrivals that differ by rounding errors only do so by others once they are scaled.
+    assume(workload.duration_s == 0.0 or workload.duration_s > 1e-9 * last_s)
     if 0 < workload.rate < math.inf:
         assert workload.at_rate(rate).rate == pytest.approx(rate)
     else:
