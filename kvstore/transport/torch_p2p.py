@@ -7,8 +7,8 @@ store. The blocks themselves are not encrypted by either backend.
 
 from __future__ import annotations
 
+import itertools
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -146,9 +146,12 @@ class SharedStore(dist.Store):
 
 
 class _End:
-    """One end of a process group, and the thread that uses it."""
+    """One end of a process group, and the thread that uses it.
 
-    def __init__(self, group: int, store: SharedStore, courier: Courier[Group]) -> None:
+    `group` is (its sender's epoch, its number), of which a later group of that sender has more.
+    """
+
+    def __init__(self, group: tuple[int, int], store: SharedStore, courier: Courier[Group]) -> None:
         self.group = group
         self.store = store
         self.courier = courier
@@ -176,6 +179,7 @@ class TorchTransport(OfferedTransport[Group]):
         if not available:
             raise ConfigError(f"this build of torch has no {self._backend}")
         self._host = bind_host(node.settings.bind)
+        self._numbers = itertools.count(1)  # of the groups in which we send
         self._to: dict[str, _End] = {}  # by receiver; the thread's alone
         self._from: dict[str, _End] = {}  # by sender; the thread's alone
         super().__init__(node, message_bytes=4 << 20)
@@ -201,10 +205,10 @@ class TorchTransport(OfferedTransport[Group]):
 
     # ------------------------------------------------------------------ sending
     def _make_courier(self, lane: Lane) -> Courier[Group]:
-        group, line = secrets.randbits(32), lane.lines[0]
+        number, line = next(self._numbers), lane.lines[0]
         store = SharedStore(
             lambda key, value: self._do(
-                lambda: self._tell(lane, line, Rendezvous(group, key, value))
+                lambda: self._tell(lane, line, Rendezvous(number, key, value))
             ),
             self.node.settings.stall_timeout_s,
         )
@@ -213,8 +217,8 @@ class TorchTransport(OfferedTransport[Group]):
             lambda: self._make_group(store, 0),
             lambda error: self._do(lambda: self._courier_failed(lane, courier, error)),
         )
-        self._to[lane.peer.id] = _End(group, store, courier)
-        lane.group = group
+        self._to[lane.peer.id] = _End((self.node.epoch, number), store, courier)
+        lane.group = number
         return courier
 
     def _emit(self, lane: Lane, piece: Piece) -> tuple[int, Sequence[zmq.Frame]]:
@@ -235,7 +239,7 @@ class TorchTransport(OfferedTransport[Group]):
         if not isinstance(message, Rendezvous):
             return super()._heard(lane, line, message)
         end = self._to.get(lane.peer.id)
-        if end is not None and end.group == message.group:
+        if end is not None and end.group[1] == message.group:
             end.store.put(message.key, message.value)
         return True
 
@@ -249,13 +253,22 @@ class TorchTransport(OfferedTransport[Group]):
     def _hear(self, identity: bytes, header: Header, message: object) -> bool:
         if not isinstance(message, Rendezvous) or header.receiver_epoch != self.node.epoch:
             return False
+        if self._is_over(header, message.group):
+            return True
         end = self._end_from(identity, header, message.group)
         if end is not None:
             end.store.put(message.key, message.value)
         return end is not None
 
-    def _end_from(self, identity: bytes, header: Header, group: int) -> _End | None:
+    def _is_over(self, header: Header, number: int) -> bool:
+        """Whether a sender has begun a later group: what it said before, on a connection of its
+        own that it has closed since, may come after what it says now."""
+        end = self._from.get(header.sender)
+        return end is not None and (header.sender_epoch, number) < end.group
+
+    def _end_from(self, identity: bytes, header: Header, number: int) -> _End | None:
         """Our end of a sender's group, a new one if it has a new group."""
+        group = header.sender_epoch, number
         end = self._from.get(header.sender)
         if end is None or end.group != group:
             if end is not None:
@@ -265,9 +278,9 @@ class TorchTransport(OfferedTransport[Group]):
             end = self._from[header.sender] = self._join(identity, header, group)
         return end
 
-    def _join(self, identity: bytes, header: Header, group: int) -> _End:
+    def _join(self, identity: bytes, header: Header, group: tuple[int, int]) -> _End:
         def publish(key: str, value: bytes) -> None:
-            entry = Rendezvous(group, key, value)
+            entry = Rendezvous(group[1], key, value)
             self._do(lambda: self._inbox.say(identity, header, entry))
 
         store = SharedStore(publish, self.node.settings.stall_timeout_s)
@@ -281,6 +294,9 @@ class TorchTransport(OfferedTransport[Group]):
 
     def _land(self, landing: Landing, payload: Sequence[zmq.Frame]) -> bool | None:
         header = landing.header
+        if self._is_over(header, header.flags):
+            self._inbox.drop(landing)
+            return None
         end = self._end_from(landing.identity, header, header.flags)
         if payload or end is None:
             return False

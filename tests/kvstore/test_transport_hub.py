@@ -14,7 +14,7 @@ from kv_nodes import CLUSTER, LAYOUT, Node, wait_until
 
 from kvstore.arena import KVArena
 from kvstore.transport.hub import TransportHub
-from kvstore.transport.inbox import CODEC, Blocks, Landed
+from kvstore.transport.inbox import CODEC, Blocks, Landed, Rendezvous
 from pd import wire
 from pd.errors import ConfigError
 from pd.types import Peer
@@ -372,6 +372,29 @@ def test_a_group_that_breaks_is_made_again(nodes: list[Node]) -> None:
     wait_until(lambda: "bb" not in ends, "the lane to be closed")
     assert can_push(a, b, b.peer, 2)
     assert a.hub.transport_of("bb") == "torch" and not a.hub._node.unusable
+
+
+@pytest.mark.parametrize("late", ["an entry", "blocks"])
+def test_what_a_sender_said_of_an_earlier_group_comes_late(nodes: list[Node], late: str) -> None:
+    a, b = pair(nodes, ["torch"], ["torch"], stall_timeout_s=60.0)
+    for transfer_id in (1, 2):  # in a group each
+        a.hub.forget_peer("bb")
+        a.hub.connect(b.peer)
+        assert can_push(a, b, b.peer, transfer_id)
+    b.hub.expect(3, "a", 1, [3])
+    forger = Forger(b.hub.endpoints()["torch"])
+    try:
+        if late == "blocks":
+            forger.send([], Blocks(0, 1, 0), transfer_id=3, flags=1)
+            assert forger.answer() == Landed(0, False, "the bytes did not come")
+        else:
+            forger.send([], Rendezvous(1, "0/0", b"where a was"), layout=0)
+            forger.send([], Blocks(0, 1, 0), transfer_id=99)  # taken up after the entry
+            assert forger.answer() == Landed(0, False, "not expected")
+    finally:
+        forger.close()
+    assert can_push(a, b, b.peer, 4)
+    assert not b.arrived(3)
 
 
 def test_nixl_is_done_without_where_it_is_not(
