@@ -21,6 +21,7 @@ from pd.messages import (
 from pd.outbox import ANY_PROCESS, Kill, Outbox
 from pd.policies.candidate import Fleet
 from pd.policies.fit import fits, kind_of
+from pd.policies.lateness import Lateness
 from pd.policies.pools import assign_pools
 from pd.types import NodeSnapshot, Peer, Role, Work
 
@@ -247,6 +248,7 @@ class Members:
         if lacking := self.missing():
             node.take_role(old)
             return f"{node_id} has to stay a {old} node: then {lacking}"
+        node.lateness = Lateness()  # what was predicted of it was for its former role
         self._roles[node_id] = SetRole(role, migrate)
         self._tell_role(node_id, now)
         return ""

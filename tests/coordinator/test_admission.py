@@ -204,6 +204,18 @@ def test_first_tokens_that_come_late_make_admission_stricter() -> None:
     assert driver.sent(Admitted), "what has nothing to wait for may always try"
 
 
+def test_a_node_in_another_role_begins_anew() -> None:
+    driver = Driver(("p0", "prefill"), ("p1", "prefill"), ("d0", "decode"))
+    members = driver.coordinator.members
+    for node in members.nodes.values():
+        for _ in range(9):
+            node.lateness.observe(1.0, 2.0, 1.0)
+    late = members.nodes["p1"].lateness.factor
+    assert not driver.coordinator.change_role("p0", "mixed", migrate=True, now=driver.now)
+    assert members.nodes["p0"].lateness.factor == 1.0
+    assert members.nodes["p1"].lateness.factor == late > 1.0
+
+
 def test_a_cell_just_started_goes_by_what_its_nodes_measured_before() -> None:
     driver = Driver(admission="predicted")
     driver.join("p0", "prefill", prefill_rate=10.0)
