@@ -9,7 +9,8 @@ equally good. Every role change is counted; a reversal is one that undoes the on
 The moving mix: long prompts with short answers and short prompts with long answers in turn, each
 at a rate that one split of the nodes can take and the others cannot. Goodput with balancing is set
 against that of every static split and of mixed nodes alone. Nodes are as Llama 3.1 70B on 4 H100;
-what is predicted to miss its targets is rejected.
+what is predicted to miss its targets is rejected. `balanced` moves nodes between prefill and
+decode, `any role` lets them be mixed, too.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ LONG_PROMPTS = LogNormal(8000, 0.6, 16000), LogNormal(60, 0.6, 300)
 LONG_ANSWERS = LogNormal(800, 0.6, 4000), LogNormal(800, 0.6, 3000)
 MAX_SEQS = 512
 CHUNKS = (512, 2048, 8192)  # of mixed nodes that do not choose by themselves
+BALANCING = ("balanced", "any role")
 _Job = tuple[dict[str, Any], Workload, dict[str, Any]]
 
 
@@ -60,7 +62,8 @@ def splits(num_nodes: int) -> dict[str, dict[str, Any]]:
     }
     found[f"mixed x {num_nodes}, adaptive"] = {**mixed, "chunk_sizes": "adaptive"}
     half = num_nodes // 2
-    found["balanced"] = {"prefill": half, "decode": num_nodes - half, "balance": True}
+    roles = {"prefill": half, "decode": num_nodes - half, "balance": True}
+    found |= {"balanced": roles, "any role": {**roles, "balance_mixed": True}}
     return found
 
 
@@ -155,18 +158,19 @@ def main() -> int:
     mix = moving((first, second), args.moving_minutes, args.phases)
     cells = splits(args.nodes)
     jobs: list[_Job] = [
-        ({"rate": rate}, steady(rate, 60 * args.minutes, 3, *BETWEEN), cells["balanced"])
+        ({"cell": name, "rate": rate}, steady(rate, 60 * args.minutes, 3, *BETWEEN), cells[name])
+        for name in BALANCING
         for rate in args.rates
     ]
     jobs += [({"cell": name}, mix, options) for name, options in cells.items()]
     rows = all_of(args.cost, jobs, args.jobs)
-    still, moved = rows[: len(args.rates)], rows[len(args.rates) :]
+    still, moved = rows[: -len(cells)], rows[-len(cells) :]
     show_table(
         f"{args.minutes:g} minutes at a boundary",
-        ("requests/s", "changes", "reversals", "goodput", "attainment"),
+        ("cell", "requests/s", "changes", "reversals", "goodput", "attainment"),
         [
             (
-                f"{row['rate']:g}", str(len(row["changes"])), str(row["reversals"]),
+                row["cell"], f"{row['rate']:g}", str(len(row["changes"])), str(row["reversals"]),
                 f"{row['goodput']:.2f}", f"{row['attainment']:.1%}",
             )
             for row in still
@@ -187,11 +191,12 @@ def main() -> int:
     report = {"environment": environment(), "options": options_of(args, "picture")}
     write_json(args.json, {**report, "boundary": still, "moving": moved})
     drawn = [
-        {**row, "name": f"boundary, {row['rate']:g}/s", "minutes": args.minutes} for row in still
+        {**row, "name": f"{row['cell']}, boundary, {row['rate']:g}/s", "minutes": args.minutes}
+        for row in still
     ]
     drawn += [
-        {**row, "name": "moving mix", "minutes": args.moving_minutes}
-        for row in moved if row["cell"] == "balanced"
+        {**row, "name": f"{row['cell']}, moving mix", "minutes": args.moving_minutes}
+        for row in moved if row["cell"] in BALANCING
     ]  # fmt: skip
     picture(drawn, args.picture)
     return 0
