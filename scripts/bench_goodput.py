@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Goodput of PD, mixed and self-chosen serving: the highest rate at which 90 % meet their targets.
 
-    python scripts/bench_goodput.py [--cells 1P1D "mixed x 2" auto] [--requests 60]
+    python scripts/bench_goodput.py [--cells 1P1D "mixed x 2" auto] [--seconds 40]
 
 Requests of Mooncake's conversation trace, scaled down in length to what two CPU cores can serve,
 go to each cell in turn as an open loop. For every pair of targets the rate is searched at which
@@ -11,14 +11,16 @@ so caches know only what the run itself repeats. The cells:
     mixed x 2   two nodes that serve both phases, a core each
     1P1D        a prefill and a decode node, a core each
     auto        two nodes, a core each, that may do anything: the coordinator decides, by
-                prediction, what to admit and which node computes a prompt, and chunks beside
-                outputs are as large as the targets of these allow
+                prediction, what to admit, which node computes a prompt and which roles the two
+                have, and chunks beside outputs are as large as the targets of these allow
 
 The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
 its first half has four times the prompt, its second half four times the output.
 
-A run is given up as soon as its goal is out of reach. About 30 minutes with the options as they
-are; nothing else should run on the machine.
+A run sends for as long at any rate, so that no burst is taken for a rate that lasts: where first
+tokens may take seconds, a queue that never stops growing looks like success for as long. It is
+given up as soon as its goal is out of reach. About 20 minutes for a workload; nothing else should
+run on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,6 @@ from pd.bench.search import RateSearch
 from pd.report.chart import Line, Panel, write_chart
 from pd.types import SLO
 from pd.workload.arrival import Workload
-from pd.workload.recorded import write_log
 from pd.workload.spec import WorkloadSpec
 
 CORES = 2
@@ -53,7 +53,10 @@ CELLS: dict[str, dict[str, Any]] = {
         "prefill": 0, "decode": 0, "mixed": 2, "disaggregate": "never", "chunk_sizes": "fixed",
     },
     "1P1D": {"prefill": 1, "decode": 1, "disaggregate": "always", "chunk_sizes": "fixed"},
-    "auto": {"prefill": 0, "decode": 0, "mixed": 2, "admission": "predicted"},
+    "auto": {
+        "prefill": 0, "decode": 0, "mixed": 2, "admission": "predicted",
+        "balance": True, "balance_mixed": True,
+    },
 }  # fmt: skip
 # TTFT and TPOT in ms. Alone, a median request of the default scale takes about 0.2 s to its first
 # token and 20 ms for each that follows.
@@ -82,19 +85,25 @@ class Quiet:
         )
 
 
-def workloads(args: argparse.Namespace, folder: Path) -> dict[str, WorkloadSpec]:
-    """What is sent, by name; the shifting one is written into `folder`."""
-    trace = WorkloadSpec(
-        file=find_trace(args.traces, "conversation"),
-        scale_length=args.prompt_scale, scale_output=args.output_scale, longest=args.longest,
-        num_requests=args.requests, seed=args.seed,
-    )  # fmt: skip
-    made = {"conversation": trace}
-    if "shifting" in args.workloads:
-        path = folder / "shifting.jsonl"
-        write_log(path, shifting(trace.make(), args.longest))
-        made["shifting"] = WorkloadSpec(file=path, longest=args.longest, num_requests=args.requests)
-    return {name: made[name] for name in args.workloads}
+class ShiftingSpec(WorkloadSpec):
+    """A workload whose mix changes in mid-run."""
+
+    def make(self) -> Workload:
+        assert self.longest is not None
+        return shifting(super().make(), self.longest)
+
+
+def workloads(args: argparse.Namespace) -> dict[str, WorkloadSpec]:
+    """What is sent, by name."""
+    kinds = {"conversation": WorkloadSpec, "shifting": ShiftingSpec}
+    return {
+        name: kinds[name](
+            file=find_trace(args.traces, "conversation"),
+            scale_length=args.prompt_scale, scale_output=args.output_scale, longest=args.longest,
+            duration_s=args.seconds, seed=args.seed,
+        )
+        for name in args.workloads
+    }  # fmt: skip
 
 
 def shifting(workload: Workload, longest: int) -> Workload:
@@ -186,7 +195,7 @@ def main() -> None:
     parser.add_argument("--prompt-scale", type=float, default=1 / 64)
     parser.add_argument("--output-scale", type=float, default=1 / 8)
     parser.add_argument("--longest", type=int, default=2000, help="tokens of a request, at most")
-    parser.add_argument("--requests", type=int, default=60, help="of each run")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of sending, in each run")
     parser.add_argument(
         "--targets", nargs="+", type=targets, default=[targets(each) for each in TARGETS],
         metavar="NAME:TTFT_MS:TPOT_MS",
@@ -204,16 +213,15 @@ def main() -> None:
     use_cores(CORES)
     facts = environment()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        specs = workloads(args, Path(folder))
-        for name in args.cells:
-            say(name)
-            config = resolve(
-                model=args.model, threads_per_node=1, pool_dram_gib=args.pool_gib, **CELLS[name]
-            )
-            with running(config) as cluster:
-                vocab_size = spec_of(config).vocab_size
-                rows += asyncio.run(measure(name, cluster.url, vocab_size, specs, args))
+    specs = workloads(args)
+    for name in args.cells:
+        say(name)
+        config = resolve(
+            model=args.model, threads_per_node=1, pool_dram_gib=args.pool_gib, **CELLS[name]
+        )
+        with running(config) as cluster:
+            vocab_size = spec_of(config).vocab_size
+            rows += asyncio.run(measure(name, cluster.url, vocab_size, specs, args))
     show_table(
         f"Highest rate (requests/s) with {args.goal:.0%} of requests in time",
         ["", *(f"{label}" for label, _ in args.targets)],
