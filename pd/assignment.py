@@ -11,13 +11,14 @@ from pd.types import Work
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where one output of a request of this gateway runs now. `transfer_id` is 0 if an earlier
-    coordinator assigned it."""
+    """Where one output of a request of this gateway runs now, of up to `max_tokens`.
+    `transfer_id` is 0 if an earlier coordinator assigned it, and then that is not known."""
 
     gateway: str
     transfer_id: int
     admitted: Admitted
     ttft_target_s: float | None = None
+    max_tokens: int = 0
 
     def runs_on(self, node_id: str, epoch: int) -> bool:
         """Whether either half of it runs on this node, or on a process before it."""

@@ -1,26 +1,36 @@
 """Gives the nodes of a cell the roles that its load needs, one change at a time. Pure.
 
 Looks at them every second; what it sees is `pd.policies.watch`, what follows from that
-`pd.policies.balance`.
+`pd.policies.balance`, or where nodes may have any role `pd.policies.reshape`.
 """
 
 from __future__ import annotations
 
 from pd.members import Members
 from pd.outbox import Decided, Outbox
-from pd.policies.balance import BalanceOptions, BalanceState, Change, balance
+from pd.policies.balance import BalanceOptions, BalanceState, Change, NodeLoad, balance
+from pd.policies.demand import DemandWatch
+from pd.policies.goodput import Speed
+from pd.policies.reshape import Reshaped, ReshapeState, reshape
+from pd.policies.steps import StepTimes
 from pd.policies.watch import LoadWatch
+from pd.types import NodeSnapshot, Work
 
 _LOOK_S = 1.0
 
 
 class Balancer:
-    """`sent` for every prompt, `tick` on every turn of the coordinator."""
+    """`sent` for every prompt that was placed, `asked` for every one that came, `ended` for every
+    output, `observe` for every report of a node, `tick` on every turn of the coordinator."""
 
     def __init__(self, options: BalanceOptions, members: Members, outbox: Outbox) -> None:
         self.options = options
         self.state = BalanceState()
+        self.reshaping = ReshapeState()
         self._watch = LoadWatch()
+        self._demand = DemandWatch()
+        self._times = StepTimes()  # of all nodes
+        self._steps: dict[str, int] = {}  # of each, that it has taken
         self._members = members
         self._outbox = outbox
         self._next_look = 0.0
@@ -29,7 +39,30 @@ class Balancer:
         """A prompt that takes so long to compute went to this node."""
         self._watch.sent(node_id, work_s)
 
-    def tick(self, now: float) -> Change | None:
+    def asked(self, work: Work, num_computed: int, now: float) -> None:
+        """New work came, let in or not, of whose prompt so many tokens have to be computed."""
+        request = work.request
+        self._demand.asked(
+            len(request.prompt), num_computed, len(work.indices), request.params.max_tokens,
+            request.slo, now,
+        )  # fmt: skip
+
+    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
+        """An output is complete, of as many tokens and the most it might have had."""
+        self._demand.ended(num_tokens, max_tokens, now)
+
+    def observe(self, snapshot: NodeSnapshot) -> None:
+        """Learn from the last step that a node tells of, if that is a new one."""
+        if self._steps.get(snapshot.node_id) == snapshot.steps or snapshot.step_s <= 0.0:
+            return
+        self._steps[snapshot.node_id] = snapshot.steps
+        if snapshot.step_seqs or snapshot.step_prompt_tokens:
+            self._times.add(
+                snapshot.step_seqs, snapshot.step_context, snapshot.step_prompt_tokens,
+                snapshot.step_prompt_context, snapshot.step_s,
+            )  # fmt: skip
+
+    def tick(self, now: float) -> Change | Reshaped | None:
         """The change that was made, if there was one."""
         if now < self._next_look:
             return None
@@ -37,19 +70,47 @@ class Balancer:
         serving = self._members.serving
         leaving = {node.id: node.former for node in serving if node.former}
         loads = self._watch.loads((node.candidate() for node in serving), now, leaving)
-        change = balance(loads, self.state, self.options, now)
+        change = self._next(loads, now)
         if change is None:
             return None
         error = self._members.change_role(change.node_id, change.role, migrate=True, now=now)
+        if error:
+            self.reshaping.goal = None  # not again before the pause is over
         what = f"{change.node_id} becomes a {change.role} node"
         self._outbox.add(
             Decided(
                 f"not done: {what}" if error else what,
                 f"{change.reason}; {error}" if error else change.reason,
-                {
-                    "prefill": change.now.prefill, "decode": change.now.decode,
-                    "prefill_then": change.then.prefill, "decode_then": change.then.decode,
-                },
+                change.numbers,
             )
-        )  # fmt: skip
+        )
         return None if error else change
+
+    def _next(self, loads: list[NodeLoad], now: float) -> Change | Reshaped | None:
+        """By comparing sets of roles, where any are allowed, once enough has been seen to."""
+        options = self.options
+        if not options.mixed:
+            return balance(loads, self.state, options, now)
+        demand = self._demand.demand(now, options.ttft_s, options.tpot_s)
+        if demand is None or not self._times.known:
+            return None
+        speed = self._speed(demand.context)
+        return reshape(loads, self.reshaping, options, demand, speed, now)
+
+    def _speed(self, context: float) -> Speed:
+        """Of an average node, with sequences of so much context."""
+        fleet = self._members.fleet.nodes.values()
+        room = [
+            min(
+                node.max_num_seqs,
+                node.snapshot.num_blocks * node.block_size / max(1.0, context),
+            )
+            for node in fleet
+        ]
+        times = self._times
+        return Speed(
+            base_s=times.step_s(0.0, 0.0),
+            per_seq_s=times.per_seq_s(context),
+            per_prompt_token_s=times.per_prompt_token_s,
+            max_seqs=max(1.0, sum(room) / len(room)) if room else 1.0,
+        )

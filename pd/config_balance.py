@@ -27,8 +27,8 @@ class BalanceConfig(Section):
     )
     balance_mixed: bool = option(
         _DEFAULTS.mixed,
-        "whether nodes may become mixed ones, too; with disaggregate: auto decode "
-        "nodes compute prompts besides as they are",
+        "whether nodes may become mixed ones, too: whichever roles serve most requests in time; "
+        "with disaggregate: auto decode nodes compute prompts besides as they are",
     )
     balance_high: float = option(
         _DEFAULTS.high, "share of what its nodes can take from which a phase counts as pressed",

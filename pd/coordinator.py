@@ -51,7 +51,6 @@ from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
 from pd.policies.fit import never_fits
-from pd.popular import Popular
 from pd.router import Query, Route, Router, RouterOptions
 from pd.steering import Steering
 from pd.types import Request, Role, Work
@@ -106,6 +105,7 @@ class Coordinator:
         if isinstance(message, Snapshot):
             self.health.observe(sender, message.snapshot, now)
             self.members.on_snapshot(sender, message.snapshot)
+            self._steering.observe(message.snapshot)
             self.router.reported(sender)
         elif isinstance(message, BlockEvents):
             self._block_events(sender, message, now)
@@ -113,6 +113,7 @@ class Coordinator:
             self._submit(message.work, now)
         elif isinstance(message, Finished):
             for assignment, _ in self._release(message.request_id, message.indices):
+                self._steering.ended(message.num_tokens, assignment.max_tokens, now)
                 node = self.members.nodes.get(assignment.admitted.decode)
                 if node is not None:
                     node.pace.ended.count(now)
@@ -214,7 +215,7 @@ class Coordinator:
             return  # it was sent before its gateway was lost: nobody waits for it any more
         self._abort(request.request_id, work.indices)  # of an earlier attempt
         query = self.router.query(work)
-        if self._start(work, query):
+        if self._start(work, query, now):
             return
         if work.attempt or self.members.absent:
             self._parked.append(Parked(work, query, now))
@@ -229,7 +230,7 @@ class Coordinator:
         else:
             self._reject(work, 503, f"the cell is not ready: {self._lacks()}", 5.0)
 
-    def _start(self, work: Work, query: Query) -> bool:
+    def _start(self, work: Work, query: Query, now: float) -> bool:
         """Place it, or refuse what is new and too much; False if there is no node for it."""
         slow = self.health.slow()
         route = self.router.route(query, self.members.fleet_for(work, without=slow))
@@ -237,6 +238,8 @@ class Coordinator:
             route = self.router.route(query, self.members.fleet_for(work))
         if route is None:
             return False
+        if not work.attempt:
+            self._steering.asked(work, self.router.num_computed(route), now)
         overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
             self._reject(work, overload.status, overload.message, overload.retry_after_s)
@@ -279,7 +282,9 @@ class Coordinator:
             prefill.epoch, decode.epoch, route.num_cached * prefill.hello.block_size,
             route.sources[0].holder if route.sources else "", route.forecast.ttft_s,
         )  # fmt: skip
-        assignment = Assignment(request.gateway, transfer_id, admitted, request.slo.ttft_s)
+        assignment = Assignment(
+            request.gateway, transfer_id, admitted, request.slo.ttft_s, request.params.max_tokens
+        )
         assignments.update(dict.fromkeys(work.indices, assignment))
         self.router.sent(route, work, transfer_id)
         self.health.sent(prefill, decode)
@@ -358,7 +363,7 @@ class Coordinator:
             return
         parked, self._parked = self._parked, []
         for item in parked:
-            if self._start(item.work, item.query):
+            if self._start(item.work, item.query, now):
                 continue
             if not item.work.attempt and not self.members.absent:
                 self._turn_away(item.work)
@@ -433,15 +438,6 @@ class Coordinator:
             nodes=tuple(nodes),
             num_requests=len(self._assigned) + len(self._parked),
             max_model_len=min(lens, default=0),
-            prefixes=tuple(self._describe(prefix) for prefix in self.router.popular.top(_PREFIXES)),
+            prefixes=tuple(self.router.popular_prefixes(_PREFIXES)),
             wanted=self._steering.scaler.wanted,
         )
-
-    def _describe(self, prefix: Popular) -> Mapping[str, str | int]:
-        holders = self.holders.directory.lookup([prefix.key]).leading
-        return {
-            "key": f"{prefix.key:016x}",
-            "tokens": prefix.num_tokens,
-            "requests": prefix.count,
-            "holders": ", ".join(sorted(holders)),
-        }

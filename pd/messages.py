@@ -142,11 +142,13 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The gateway saw the last token of these sequences; `ttft_s` is the request's, if known."""
+    """The gateway saw the last token of these sequences, which have `num_tokens` together;
+    `ttft_s` is the request's, if known."""
 
     request_id: str
     indices: tuple[int, ...]
     ttft_s: float | None = None
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

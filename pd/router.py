@@ -6,7 +6,7 @@ was sent where, until the nodes' snapshots and events show it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.directory import Coverage, Leading
@@ -136,6 +136,22 @@ class Router:
             coverage=found,
             forecast=forecast(start, decode, prompt) if prompt.has_targets else UNKNOWN,
         )
+
+    def popular_prefixes(self, limit: int) -> Iterator[Mapping[str, str | int]]:
+        """Those asked for most, and who has them, as `pd kv` shows it."""
+        for prefix in self.popular.top(limit):
+            holders = self._directory.lookup([prefix.key]).leading
+            yield {
+                "key": f"{prefix.key:016x}",
+                "tokens": prefix.num_tokens,
+                "requests": prefix.count,
+                "holders": ", ".join(sorted(holders)),
+            }
+
+    def num_computed(self, route: Route) -> int:
+        """Tokens of its prompt that its node does not have."""
+        size = self._members.nodes[route.placement.prefill].hello.block_size
+        return len(route.query.tokens) - route.num_cached * size
 
     def sent(self, route: Route, work: Work, transfer_id: int) -> None:
         """The work is on its way, as this transfer, to where the route says."""

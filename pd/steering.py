@@ -7,6 +7,7 @@ from pd.members import Members
 from pd.outbox import Outbox
 from pd.policies.balance import BalanceOptions
 from pd.scaler import Scaler
+from pd.types import NodeSnapshot, Work
 
 
 class Steering:
@@ -22,6 +23,21 @@ class Steering:
         if self._balancer is not None:
             self._balancer.sent(node_id, work_s)
         self.scaler.sent(node_id, work_s)
+
+    def asked(self, work: Work, num_computed: int, now: float) -> None:
+        """New work came, let in or not, of whose prompt so many tokens have to be computed."""
+        if self._balancer is not None:
+            self._balancer.asked(work, num_computed, now)
+
+    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
+        """An output is complete, of as many tokens and the most it might have had."""
+        if self._balancer is not None:
+            self._balancer.ended(num_tokens, max_tokens, now)
+
+    def observe(self, snapshot: NodeSnapshot) -> None:
+        """A node reports."""
+        if self._balancer is not None:
+            self._balancer.observe(snapshot)
 
     def tick(self, now: float) -> bool:
         """Whether a role was changed."""

@@ -275,7 +275,10 @@ class CellLink:
         stream.push(running.number, events)
         if last.finish is not None:
             if last.finish in ("stop", "length"):
-                self._courier.send(Finished(running.id, (last.index,), running.timeline.ttft_s))
+                timeline = running.timeline
+                self._courier.send(
+                    Finished(running.id, (last.index,), timeline.ttft_s, clock.tokens)
+                )
             else:
                 stream.fail(StreamFailedError(f"a node ended the request: {last.finish}"))
             self._retire(running)

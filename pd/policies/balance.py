@@ -6,11 +6,13 @@ after which the worse off of both would be best off, if that is clearly better t
 moves is work that stays the same, so a change back would have to be clearly better, too: two
 states that are about equally good are never swapped for one another. Besides, what is measured is
 smoothed, has to last, and after a change there is a pause; changes under way count as done.
+
+No node becomes a mixed one here, since what that is worth follows from the targets: see `reshape`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -66,7 +68,7 @@ class BalanceOptions:
     min_prefill: int = 1  # nodes that can prefill, mixed ones included
     min_decode: int = 1
     max_changing: int = 1
-    mixed: bool = False  # whether nodes may become mixed
+    mixed: bool = False  # whether nodes may have any role: then `reshape` decides
 
 
 class Pressures(NamedTuple):
@@ -101,6 +103,14 @@ class Change:
             f"{after.decode:.2f}"
         )
 
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        before, after = self.now, self.then
+        return {
+            "prefill": before.prefill, "decode": before.decode,
+            "prefill_then": after.prefill, "decode_then": after.decode,
+        }  # fmt: skip
+
 
 @dataclass(slots=True)
 class BalanceState:
@@ -117,7 +127,7 @@ def balance(
     nodes: Sequence[NodeLoad], state: BalanceState, options: BalanceOptions, now: float
 ) -> Change | None:
     """The next change, or None. Call it every second or so; `state` is updated."""
-    _observe(nodes, state, options, now)
+    observe(nodes, state, options, now)
     if state.pressed is None or now - state.pressed_since_s < options.patience_s:
         return None
     if now - state.changed_at_s < options.cooldown_s:
@@ -160,9 +170,10 @@ def pressures(nodes: Sequence[NodeLoad], options: BalanceOptions) -> Pressures:
     return Pressures(of("prefill"), of("decode"))
 
 
-def _observe(
+def observe(
     nodes: Sequence[NodeLoad], state: BalanceState, options: BalanceOptions, now: float
 ) -> None:
+    """Take the pressures of this moment into their means, and note which side is pressed."""
     weight = 0.0  # at first: one look is no load
     if state.looked_at_s is not None:
         weight = min(1.0, (now - state.looked_at_s) / options.window_s)
@@ -202,7 +213,7 @@ def _changes(nodes: Sequence[NodeLoad], options: BalanceOptions) -> Iterator[tup
             continue
         idlest = min(free, key=lambda node: (node.full + node.busy, node.node_id))
         for new in _ROLES:
-            if new == old or (new == "mixed" and not options.mixed):
+            if new in (old, "mixed"):
                 continue
             roles = [new if node is idlest else node.will_be for node in nodes]
             if all(

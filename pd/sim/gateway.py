@@ -144,7 +144,8 @@ class SimGateway:
             self.cell.note("first token", event.request_id)
         clock.arrived(time_s, count)
         if record.sequences[event.index].finish is not None:
-            self._send(Finished(event.request_id, (event.index,), running.timeline.ttft_s))
+            ttft_s = running.timeline.ttft_s
+            self._send(Finished(event.request_id, (event.index,), ttft_s, clock.tokens))
             if record.finished:
                 self._ended(event.request_id, running, time_s)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from coordinating import Driver
 
-from pd.messages import SetRole
+from pd.messages import Finished, SetRole
 from pd.outbox import Decided
 from pd.policies.balance import BalanceOptions
+from pd.types import SLO
 
 OPTIONS = BalanceOptions(ttft_s=1.0, tpot_s=0.1, window_s=2.0, patience_s=3.0, cooldown_s=10.0,
                          mixed=False)  # fmt: skip
@@ -83,3 +85,40 @@ def test_the_pause_after_a_change_is_kept() -> None:
                 cell.snapshot(node.id)
     assert 1 <= len(changes) <= 2
     assert all(b - a >= OPTIONS.cooldown_s for a, b in itertools.pairwise(changes))
+
+
+def busy_pair(cell: Driver, seconds: int, slo: SLO, start: int = 0) -> None:
+    """Eight requests a second for nodes that take 20 ms a step and a millisecond for every token
+    of a prompt, as these tell of their steps."""
+    for second in range(start, start + seconds):
+        for number in range(8):
+            prompt = (8 * second + number,) * 200  # none has blocks of another
+            cell.submit(f"{second}-{number}", prompt=prompt, max_tokens=60, slo=slo)
+            if second:
+                cell.hear("g", Finished(f"{second - 1}-{number}", (0,), None, 45))
+        for turn, node_id in enumerate(("m0", "m1")):
+            node = cell.coordinator.members.nodes[node_id]
+            tokens = 0 if node.hello.role == "decode" else 100 * ((second + turn) % 2)
+            seqs = 0 if node.hello.role == "prefill" else 1 + second % 4
+            cell.snapshot(
+                node_id, num_blocks=10_000, steps=second + 1, step_seqs=seqs,
+                step_context=220 * seqs, step_prompt_tokens=tokens, step_prompt_context=tokens,
+                step_s=0.02 + 0.0015 * seqs + 0.001 * tokens,
+            )  # fmt: skip
+        cell.tick(1.0)
+
+
+def test_nodes_that_may_have_any_role_get_those_that_the_requests_targets_want() -> None:
+    cell = Driver(balance=replace(OPTIONS, mixed=True))
+    for node_id in ("m0", "m1"):
+        cell.join(node_id, "mixed", num_blocks=10_000, max_model_len=1000, max_num_seqs=64)
+    busy_pair(cell, 20, SLO(6.0, 0.045))
+    roles = {node.id: node.hello.role for node in cell.coordinator.members.serving}
+    assert sorted(roles.values()) == ["decode", "prefill"]
+    first, second = decided(cell)
+    assert first.kind == "balance" and first.reason == second.reason
+    assert "1 prefill + 1 decode" in first.reason
+    assert first.numbers["asked_per_s"] > 5.0
+    busy_pair(cell, 30, SLO(1.0, 0.2), start=20)
+    roles = {node.id: node.hello.role for node in cell.coordinator.members.serving}
+    assert sorted(roles.values()) == ["mixed", "mixed"]

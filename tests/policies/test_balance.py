@@ -54,15 +54,15 @@ loads = st.floats(0.0, 10.0)
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 5), st.integers(0, 5), st.integers(0, 3), loads, loads, st.floats(0, 0.15),
-    st.integers(0, 99), st.booleans(),
+    st.integers(0, 99),
 )  # fmt: skip
 def test_a_constant_load_comes_to_rest(
     num_prefill: int, num_decode: int, num_mixed: int, prefill: float, decode: float,
-    noise: float, seed: int, mixed: bool,
+    noise: float, seed: int,
 ) -> None:  # fmt: skip
     if not num_mixed and not (num_prefill and num_decode):
         return
-    options = BalanceOptions(mixed=mixed)
+    options = BalanceOptions()
     hour = cell(
         num_prefill, num_decode, prefill, decode, num_mixed, noise=noise, seed=seed,
         options=options,
@@ -76,18 +76,7 @@ def test_a_constant_load_comes_to_rest(
     times = [at for at, _ in hour.changes]
     gaps = [later - at for at, later in itertools.pairwise(times)]
     assert all(gap >= options.cooldown_s for gap in gaps)
-    if not mixed:
-        assert all(change.role != "mixed" for _, change in hour.changes)
-
-
-def test_a_cell_of_two_uses_mixed_nodes_and_takes_them_back() -> None:
-    pair = cell(1, 1, prefill=0.2, decode=1.3, options=replace(PURE, mixed=True))
-    pair.run(300)
-    assert sorted(pair.roles.values()) == ["decode", "mixed"]
-    pair.prefill, pair.decode = 1.0, 0.3
-    pair.run(600)
-    assert pair.able("prefill") >= 1.0 and pair.able("decode") >= 0.5
-    assert len(pair.changes) <= 4
+    assert all(change.role != "mixed" for _, change in hour.changes)
 
 
 def test_minimum_counts_are_kept() -> None:

@@ -1,0 +1,98 @@
+"""What requests are like lately: how many come, how long they are, and what they are promised.
+Pure."""
+
+from __future__ import annotations
+
+import math
+
+from pd.policies.goodput import Demand
+from pd.policies.pace import EventRate
+from pd.types import SLO
+
+_WINDOW_S = 10.0
+_LEAST = 8  # requests, before anything is said of them
+_MEMORY = 24  # that are remembered however few come
+_MOST_SPREAD = 4.0
+
+
+class RecentMean:
+    """Of what came within about a window of time, or of the last few if fewer came in it."""
+
+    __slots__ = ("_weight", "_sum", "_at_s")
+
+    def __init__(self) -> None:
+        self._weight = self._sum = self._at_s = 0.0
+
+    def add(self, value: float, now: float) -> None:
+        keep = max(math.exp((self._at_s - now) / _WINDOW_S), 1.0 - 1.0 / _MEMORY)
+        self._weight = self._weight * keep + 1.0
+        self._sum = self._sum * keep + value
+        self._at_s = now
+
+    @property
+    def known(self) -> bool:
+        return self._weight > 0.0
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._weight if self._weight else 0.0
+
+
+class DemandWatch:
+    """`asked` for every request that comes, let in or not; `ended` for every output."""
+
+    def __init__(self) -> None:
+        self._rate = EventRate(_WINDOW_S)
+        self._num_asked = 0
+        self._prompt = RecentMean()
+        self._prompt_squared = RecentMean()
+        self._context = RecentMean()  # of a prompt, cached or not
+        self._outputs = RecentMean()
+        self._allowed = RecentMean()  # tokens that an output may have
+        self._used = RecentMean()  # those that outputs ended with
+        self._used_of = RecentMean()  # what they might have had
+        self._ttft_s = RecentMean()
+        self._tpot_s = RecentMean()
+
+    def asked(
+        self, num_tokens: int, num_computed: int, outputs: int, max_tokens: int, slo: SLO,
+        now: float,
+    ) -> None:  # fmt: skip
+        """A prompt of so many tokens came, of which some have to be computed."""
+        self._num_asked += 1
+        self._rate.count(now)
+        self._prompt.add(num_computed, now)
+        self._prompt_squared.add(float(num_computed) ** 2, now)
+        self._context.add(num_tokens, now)
+        self._outputs.add(outputs, now)
+        self._allowed.add(max_tokens, now)
+        if slo.ttft_s is not None:
+            self._ttft_s.add(slo.ttft_s, now)
+        if slo.tpot_s is not None:
+            self._tpot_s.add(slo.tpot_s, now)
+
+    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
+        """An output is complete."""
+        if num_tokens > 0 and max_tokens > 0:
+            self._used.add(num_tokens, now)
+            self._used_of.add(max_tokens, now)
+
+    def demand(self, now: float, ttft_s: float, tpot_s: float) -> Demand | None:
+        """None before a few requests were seen. The targets are those of requests without any."""
+        if self._num_asked < _LEAST:
+            return None
+        prompt = max(1.0, self._prompt.value)
+        spread = max(0.0, self._prompt_squared.value / prompt**2 - 1.0)
+        # What is asked for changes before its ends do, and few outputs are as long as they may be.
+        used = self._used.value / self._used_of.value if self._used_of.value else 1.0
+        tokens = max(1.0, used * self._allowed.value)
+        return Demand(
+            per_s=self._rate.per_s(now),
+            prompt_tokens=prompt,
+            prompt_spread=min(_MOST_SPREAD, spread),
+            outputs=max(1.0, self._outputs.value),
+            output_tokens=tokens,
+            context=self._context.value + tokens / 2.0,
+            ttft_s=self._ttft_s.value if self._ttft_s.known else ttft_s,
+            tpot_s=self._tpot_s.value if self._tpot_s.known else tpot_s,
+        )

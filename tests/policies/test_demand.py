@@ -1,0 +1,86 @@
+"""What requests are like lately."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pd.policies.demand import DemandWatch, RecentMean
+from pd.types import SLO
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 30)), min_size=1, max_size=60))
+def test_a_mean_is_of_what_it_was_given(values: list[tuple[float, float]]) -> None:
+    mean, now = RecentMean(), 0.0
+    assert not mean.known and mean.value == 0.0
+    for value, after_s in values:
+        now += after_s
+        mean.add(value, now)
+    least, most = min(v for v, _ in values), max(v for v, _ in values)
+    assert mean.known
+    assert least * (1 - 1e-9) - 1e-9 <= mean.value <= most * (1 + 1e-9) + 1e-9
+
+
+def test_a_mean_forgets_by_time_but_never_all_that_came() -> None:
+    busy, rare = RecentMean(), RecentMean()
+    for number in range(1000):
+        busy.add(1.0, number / 100)
+    for number in range(2000):
+        busy.add(2.0, 10.0 + number / 100)
+    assert busy.value == pytest.approx(2.0, abs=0.15)
+    for number in range(100):
+        rare.add(number % 2, 60.0 * number)
+    assert rare.value == pytest.approx(0.5, abs=0.05)
+
+
+def ask(watch: DemandWatch, count: int, start: float = 0.0, **more: object) -> float:
+    """Two a second: when the last came."""
+    values = {"num_tokens": 100, "num_computed": 60, "outputs": 1, "max_tokens": 40, "slo": SLO()}
+    now = start
+    for number in range(count):
+        now = start + number / 2
+        watch.asked(**{**values, **more}, now=now)  # type: ignore[arg-type]
+    return now
+
+
+def test_nothing_is_said_of_few() -> None:
+    watch = DemandWatch()
+    now = ask(watch, 7)
+    assert watch.demand(now, 1.0, 0.1) is None
+    now = ask(watch, 1, now + 0.5)
+    assert watch.demand(now, 1.0, 0.1) is not None
+
+
+def test_what_came_is_told() -> None:
+    watch = DemandWatch()
+    now = ask(watch, 80, outputs=2, slo=SLO(3.0, None))
+    demand = watch.demand(now, 1.0, 0.1)
+    assert demand is not None
+    assert demand.per_s == pytest.approx(2.0, rel=0.1)
+    found = (demand.prompt_tokens, demand.outputs, demand.output_tokens, demand.context)
+    assert found == pytest.approx((60, 2, 40, 120))
+    assert demand.prompt_spread == pytest.approx(0.0, abs=1e-9)
+    assert (demand.ttft_s, demand.tpot_s) == pytest.approx((3.0, 0.1))
+
+
+def test_outputs_that_end_early_count_for_what_they_were() -> None:
+    watch = DemandWatch()
+    now = ask(watch, 20)
+    for _ in range(20):
+        watch.ended(10, 40, now)
+    watch.ended(5, 0, now)  # of an earlier coordinator: what it might have been is not known
+    demand = watch.demand(now, 1.0, 0.1)
+    assert demand is not None and demand.output_tokens == pytest.approx(10)
+    now = ask(watch, 100, now, max_tokens=400)
+    demand = watch.demand(now, 1.0, 0.1)
+    assert demand is not None and demand.output_tokens == pytest.approx(100, rel=0.15)
+
+
+def test_prompts_of_different_lengths_have_a_spread() -> None:
+    watch = DemandWatch()
+    now = 0.0
+    for number in range(200):
+        now = ask(watch, 1, now + 0.5, num_computed=1000 if number % 10 == 0 else 10)
+    demand = watch.demand(now, 1.0, 0.1)
+    assert demand is not None and 3.0 < demand.prompt_spread <= 4.0
