@@ -22,7 +22,7 @@ from pd.policies.chunk import SHARE
 from pd.types import Role
 
 _LATE = 0.1  # share of requests that may miss a target
-_HALVINGS = 40
+_HALVINGS = 60
 _LEAST_S = 1e-6  # that anything takes, whatever was learnt
 
 

@@ -80,7 +80,7 @@ def test_later_targets_and_shorter_requests_never_serve_less(
         replace(demand, prompt_tokens=demand.prompt_tokens / factor),
         replace(demand, prompt_spread=demand.prompt_spread / factor),
     ):
-        assert goodput(nodes, easier, speed) >= now * (1 - 1e-6) - 1e-9
+        assert goodput(nodes, easier, speed) >= now * (1 - 1e-5) - 1e-9
 
 
 @given(demands, speeds)
