@@ -56,11 +56,7 @@ class Balancer:
         if self._steps.get(snapshot.node_id) == snapshot.steps or snapshot.step_s <= 0.0:
             return
         self._steps[snapshot.node_id] = snapshot.steps
-        if snapshot.step_seqs or snapshot.step_prompt_tokens:
-            self._times.add(
-                snapshot.step_seqs, snapshot.step_context, snapshot.step_prompt_tokens,
-                snapshot.step_prompt_context, snapshot.step_s,
-            )  # fmt: skip
+        self._times.learn(snapshot)
 
     def tick(self, now: float) -> Change | Reshaped | None:
         """The change that was made, if there was one."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pd.policies.chunk import SHARE
 from pd.types import Role
@@ -63,10 +63,15 @@ class Roles:
 
     def changed(self, old: Role, new: Role) -> Roles:
         """One node less in the one role, one more in the other."""
-        counts = {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}
-        counts[old] -= 1
-        counts[new] += 1
-        return Roles(**counts)
+        return replace(self, **{old: self.count(old) - 1, new: self.count(new) + 1})
+
+    def count(self, role: Role) -> int:
+        """Nodes of this one; 0 of a pool, which serves nobody."""
+        return {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}.get(role, 0)
+
+    def keeps(self, min_prefill: int, min_decode: int) -> bool:
+        """Whether so many can do either work, mixed ones included."""
+        return self.prefill + self.mixed >= min_prefill and self.decode + self.mixed >= min_decode
 
     def __str__(self) -> str:
         counts = (("prefill", self.prefill), ("decode", self.decode), ("mixed", self.mixed))
@@ -101,8 +106,8 @@ class Goodput:
         return pairs + roles.mixed * self.mixed
 
     def best(self, now: Roles, min_prefill: int = 1, min_decode: int = 1) -> Roles:
-        """What as many nodes as now serve most with; of equals what takes fewest changes. The
-        minima are of nodes that can do either work, mixed ones included."""
+        """What as many nodes as now serve most with, of what keeps the minima; of equals what
+        takes fewest changes."""
         nodes, both = now.prefill + now.decode + now.mixed, self.prefill + self.decode
         found = [now]
         for mixed in range(nodes + 1):
@@ -110,11 +115,7 @@ class Goodput:
             share = int(pure * self.decode / both) if both else pure // 2
             for prefill in (share, share + 1):
                 roles = Roles(prefill, pure - prefill, mixed)
-                if (
-                    0 <= prefill <= pure
-                    and prefill + mixed >= min_prefill
-                    and roles.decode + mixed >= min_decode
-                ):
+                if 0 <= prefill <= pure and roles.keeps(min_prefill, min_decode):
                     found.append(roles)
         return max(found, key=lambda roles: (self(roles), -now.distance(roles)))
 

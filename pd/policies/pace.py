@@ -66,9 +66,7 @@ class Pace:
         steps, prefilled = snapshot.steps - self._steps, snapshot.prefill_tokens - self._prefilled
         self._steps, self._prefilled = snapshot.steps, snapshot.prefill_tokens
         seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
-        if seqs or prompt_tokens:
-            load = seqs, snapshot.step_context, prompt_tokens, snapshot.step_prompt_context
-            self._times.add(*load, snapshot.step_s)
+        self._times.learn(snapshot)
         if seqs and steps > 0:
             # Of all steps since the last snapshot: those that one tells of are rarely without a
             # prompt, since it is prompts that make nodes report.

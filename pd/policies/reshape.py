@@ -91,7 +91,7 @@ def _step(
     goal, roles = state.goal, _roles(nodes)
     assert goal is not None
     for old, new in _moves(roles, options):
-        if _count(goal, old) < _count(roles, old) and _count(goal, new) > _count(roles, new):
+        if goal.count(old) < roles.count(old) and goal.count(new) > roles.count(new):
             free = [node for node in nodes if node.role == old and node.target is None]
             if free:
                 idlest = min(free, key=lambda node: (node.full + node.busy, node.node_id))
@@ -105,20 +105,12 @@ def _moves(roles: Roles, options: BalanceOptions) -> Iterator[tuple[Role, Role]]
     """From which role to which a node may change."""
     for old in _ROLES:
         for new in _ROLES:
-            if old == new or not _count(roles, old):
+            if old == new or not roles.count(old):
                 continue
-            then = roles.changed(old, new)
-            if (
-                then.prefill + then.mixed >= options.min_prefill
-                and then.decode + then.mixed >= options.min_decode
-            ):
+            if roles.changed(old, new).keeps(options.min_prefill, options.min_decode):
                 yield old, new
 
 
 def _roles(nodes: Sequence[NodeLoad]) -> Roles:
     counts = {role: sum(node.will_be == role for node in nodes) for role in _ROLES}
     return Roles(**counts)
-
-
-def _count(roles: Roles, role: Role) -> int:
-    return {"prefill": roles.prefill, "decode": roles.decode, "mixed": roles.mixed}[role]

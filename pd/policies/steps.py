@@ -8,6 +8,7 @@ one without, and what it is off by must not drown what the others say.
 from __future__ import annotations
 
 from pd.policies.linear import OnlineLinear
+from pd.types import NodeSnapshot
 
 _MIN_SAMPLES = 5
 
@@ -28,6 +29,14 @@ class StepTimes:
         weight = 1.0 / seconds
         load = (1.0, seqs, context, prompt_tokens, prompt_context)
         self._model.add([weight * each for each in load], 1.0)
+
+    def learn(self, snapshot: NodeSnapshot) -> None:
+        """The last step that a node tells of, if anything was in it."""
+        if snapshot.step_seqs or snapshot.step_prompt_tokens:
+            self.add(
+                snapshot.step_seqs, snapshot.step_context, snapshot.step_prompt_tokens,
+                snapshot.step_prompt_context, snapshot.step_s,
+            )  # fmt: skip
 
     @property
     def known(self) -> bool:
