@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import platform
 import selectors
 import socket
 import statistics
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import uvloop
+from benchlib.environment import environment
+from benchlib.report import options_of, write_json
 
 from pd.gateway.limits import Limits
 from pd.gateway.server import GatewayOptions, GatewayServer
@@ -145,18 +147,7 @@ def gateway_main(
         await server.shutdown()
         await serving
 
-    if _has("uvloop"):
-        import uvloop
-
-        uvloop.run(main())
-    else:
-        asyncio.run(main())
-
-
-def _has(module: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(module) is not None
+    uvloop.run(main())
 
 
 # ---------------------------------------------------------------------- the clients
@@ -268,8 +259,9 @@ def main() -> None:
     parser.add_argument("--model", help="directory with a tokenizer; default: a small one")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a paced run")
-    parser.add_argument("--json", default="benchmarks/front.json", help="where to store results")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/front.json"))
     options = parser.parse_args()
+    facts = environment()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         model_dir = options.model or str(write_model(Path(temporary)))
@@ -301,17 +293,7 @@ def main() -> None:
                 pipe.send(None)
             for process in processes:
                 process.join(20)
-    result = {
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "event_loop": "uvloop" if _has("uvloop") else "asyncio",
-        "http_parser": "httptools" if _has("httptools") else "h11",
-        "runs": runs,
-    }
-    path = Path(options.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"stored in {path}")
+    write_json(options.json, {"environment": facts, "options": options_of(options), "runs": runs})
 
 
 def _show(kind: str, run: dict[str, Any]) -> None:

@@ -210,6 +210,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/goodput.svg"))
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
     use_cores(CORES)
     facts = environment()
     rows: list[dict[str, Any]] = []

@@ -163,6 +163,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, default=Path("benchmarks/handoff.json"))
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
 
     use_cores(CORES)
     facts = environment()

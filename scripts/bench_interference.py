@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/interference.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/interference.png"))
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
     if args.quick:
         args.chunks, args.seconds, args.idle_seconds = [128, 512], 25.0, 5.0
 

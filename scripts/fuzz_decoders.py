@@ -131,6 +131,8 @@ def main() -> int:
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.runs < 1:
+        parser.error(f"--runs has to be at least 1, not {args.runs}")
     survived = [fuzz(name, args.runs, args.seed) for name in args.decoders]
     return int(not all(survived))
 
