@@ -60,7 +60,7 @@ def url(commands: Commands) -> str:
     return url
 
 
-LAST = ("--prefill", "2", "--decode", "1", "--gateways", "1")
+LAST = ("--mixed", "2", "--gateways", "1")
 
 
 def processes(url: str) -> set[tuple[str, int]]:
@@ -81,13 +81,13 @@ def test_a_cell_is_changed_in_place(commands: Commands, url: str) -> None:
     soak = Asking(url, clients=4, seed=3)
     try:
         with soak.asking():
-            code, again, err = commands.deploy("--prefill", "1", "--decode", "3", "--gateways", "2")
+            code, again, err = commands.deploy("--prefill", "1", "--decode", "2", "--gateways", "2")
             assert code == 0 and again == url, err
-            assert roles(url) == ["decode"] * 3 + ["prefill"]
+            assert roles(url) == ["decode", "decode", "prefill"]
             code, again, err = commands.deploy(*LAST)
             assert code == 0 and again == url, err
-            assert "becomes a prefill node" in err and "drain and remove" in err
-            assert roles(url) == ["decode", "prefill", "prefill"]
+            assert "becomes a mixed node" in err and "drain and remove decode" in err
+            assert roles(url) == ["mixed", "mixed"]
     finally:
         soak.close()
     assert soak.wrong == [] and soak.answers >= 4
