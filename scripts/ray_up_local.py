@@ -184,14 +184,14 @@ class RayUp:
         return home / "cluster.yaml", home / "cell.yaml"
 
     # ------------------------------------------------------------------ what is shown
-    def _command(self, name: str, command: str) -> None:
-        """What a user types, in a login of the first host."""
+    def _command(self, name: str, command: str, host: Host | None = None) -> None:
+        """What a user types, in a login of a host: the first."""
         with self.journal.step(name) as step:
             step["command"] = self.journal.brief(command)
             self.journal.say(f"    $ {step['command']}")
             login = f"export PATH=$PD_VENV/bin:$PATH && {command}"
             try:
-                done = ssh.log_in(self.head, self.key, login, _COMMAND_S)
+                done = ssh.log_in(host or self.head, self.key, login, _COMMAND_S)
             except subprocess.TimeoutExpired:
                 raise Failed(f"{name}: no end within {_COMMAND_S:g} s") from None
             lines = self.journal.brief(done.stdout).splitlines()
@@ -273,13 +273,17 @@ class RayUp:
 
     # ------------------------------------------------------------------ the end
     def _await_nothing_left(self) -> None:
-        """`ray down` ends the head's Ray; the others end when they have missed it for a while."""
+        """`ray down` ends the head's Ray; the others end when they have missed it for a while,
+        but for what reads their logs."""
         with self.journal.step("every process ends") as step:
             for host in self.network.hosts:
                 ended = partial(lambda host: not _left(host), host)
                 step[host.name] = self.journal.wait_for(f"{host.name} empty", ended, _ENDS_S)
-                if left := _left(host):
-                    self.journal.problems.append(f"left on {host.name}: {left[:3]}")
+        for host in self.network.hosts[1:]:
+            self._command(f"ray stop on {host.name}", "ray stop", host)
+        for host in self.network.hosts:
+            if left := _left(host, but=None):
+                self.journal.problems.append(f"left on {host.name}: {left[:3]}")
 
     def _keep_logs(self, directory: Path) -> None:
         for host in self.network.hosts:
@@ -293,9 +297,11 @@ def _raylet(host: Host) -> list[str]:
     return [line for line in host.run("ps", "-eo", "pid,comm").splitlines() if "raylet" in line]
 
 
-def _left(host: Host) -> list[str]:
+def _left(host: Host, but: str | None = "log_monitor.py") -> list[str]:
+    """Processes of Ray's and ours, `but` those."""
     lines = host.run("ps", "-ww", "-eo", "args").splitlines()
-    return [line for line in lines if _PROCESSES.search(line)]
+    found = [line for line in lines if _PROCESSES.search(line)]
+    return [line for line in found if but is None or but not in line]
 
 
 def _arguments() -> argparse.Namespace:
