@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import httpx
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
@@ -24,7 +26,10 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key")
     args = parser.parse_args()
-    verdicts = check_all(args.url, args.api_key)
+    try:
+        verdicts = check_all(args.url, args.api_key)
+    except httpx.TransportError as error:
+        parser.exit(2, f"{parser.prog}: {args.url} does not answer ({error}): start 'pd serve'\n")
     print(table(verdicts))
     wrong = [verdict for verdict in verdicts if verdict.status != verdict.wanted]
     for verdict in wrong:
