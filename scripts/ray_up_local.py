@@ -277,12 +277,12 @@ class RayUp:
         but for what reads their logs."""
         with self.journal.step("every process ends") as step:
             for host in self.network.hosts:
-                ended = partial(lambda host: not _left(host), host)
+                ended = partial(lambda host: not _left(host, "log_monitor.py"), host)
                 step[host.name] = self.journal.wait_for(f"{host.name} empty", ended, _ENDS_S)
         for host in self.network.hosts[1:]:
             self._command(f"ray stop on {host.name}", "ray stop", host)
         for host in self.network.hosts:
-            if left := _left(host, but=None):
+            if left := _left(host):
                 self.journal.problems.append(f"left on {host.name}: {left[:3]}")
 
     def _keep_logs(self, directory: Path) -> None:
@@ -297,11 +297,12 @@ def _raylet(host: Host) -> list[str]:
     return [line for line in host.run("ps", "-eo", "pid,comm").splitlines() if "raylet" in line]
 
 
-def _left(host: Host, but: str | None = "log_monitor.py") -> list[str]:
-    """Processes of Ray's and ours, `but` those."""
+def _left(host: Host, *but: str) -> list[str]:
+    """Processes of Ray's and ours, but for those."""
     lines = host.run("ps", "-ww", "-eo", "args").splitlines()
     found = [line for line in lines if _PROCESSES.search(line)]
-    return [line for line in found if but is None or but not in line]
+    # The host's sshd is told of the environment where logins find programs.
+    return [line for line in found if not any(each in line for each in ("sshd", *but))]
 
 
 def _arguments() -> argparse.Namespace:
