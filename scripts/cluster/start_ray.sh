@@ -14,7 +14,7 @@ set -euo pipefail
 export RAY_AUTH_MODE=token
 # Processes of a server must not give way to whatever else runs on their host.
 export RAY_worker_niceness=0 RAY_USAGE_STATS_ENABLED=0 RAY_kill_worker_timeout_milliseconds=500
-# A host that cannot be reached is given up after 5 times 12 s.
+# A host is given up when it could not be reached twelve times in a row.
 export RAY_health_check_failure_threshold=12
 programs=${PD_VENV:-$HOME/pd-env}/bin
 PATH=$programs:$PATH
