@@ -33,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchlib.arguments import at_least_one
 from benchlib.cells import resolve, running, say, spec_of, use_cores
 from benchlib.environment import environment
 from benchlib.report import options_of, show_table, write_json
@@ -203,15 +204,13 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=1.0, help="requests a second tried first")
     parser.add_argument("--goal", type=float, default=0.9)
     parser.add_argument("--tolerance", type=float, default=0.08)
-    parser.add_argument("--repeats", type=int, default=1, help="runs at each rate")
+    parser.add_argument("--repeats", type=at_least_one, default=1, help="runs at each rate")
     parser.add_argument("--warmup", type=int, default=4, help="requests not counted")
     parser.add_argument("--pool-gib", type=float, default=0.0, help="KV pool beside the nodes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/goodput.svg"))
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
     use_cores(CORES)
     facts = environment()
     rows: list[dict[str, Any]] = []

@@ -36,6 +36,7 @@ from typing import Any
 
 import httpx
 from bench_transfer import measure as measure_transports
+from benchlib.arguments import at_least_one
 from benchlib.cells import resolve, running, say, spec_of, use_cores
 from benchlib.environment import environment
 from benchlib.report import milliseconds, options_of, show_table, write_json
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N")
-    parser.add_argument("--repeats", type=int, default=5, help="prompts of each length")
+    parser.add_argument("--repeats", type=at_least_one, default=5, help="prompts of each length")
     parser.add_argument("--blocks", type=int, default=128, help="blocks of the second table")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the second table")
     parser.add_argument(
@@ -163,8 +164,6 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, default=Path("benchmarks/handoff.json"))
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
 
     use_cores(CORES)
     facts = environment()

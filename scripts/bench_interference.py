@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchlib.arguments import at_least_one
 from benchlib.cells import node_pids, resolve, run_streams, running, say, use_cores
 from benchlib.environment import environment
 from benchlib.report import milliseconds, options_of, percentile, show_table, write_json
@@ -200,7 +201,9 @@ def main() -> None:
         help="of the mixed nodes; none: 1 prefill + 1 decode only",
     )  # fmt: skip
     parser.add_argument("--pd-chunk", type=int, default=512, help="chunk of the prefill node")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each setting; the median")
+    parser.add_argument(
+        "--repeats", type=at_least_one, default=1, help="runs of each setting; the median"
+    )
     parser.add_argument("--seconds", type=float, default=36.0, help="of load in each cell")
     parser.add_argument("--idle-seconds", type=float, default=12.0, help="without prompts")
     parser.add_argument("--every", type=float, default=6.0, help="seconds between two prompts")
@@ -215,8 +218,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/interference.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/interference.png"))
     args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error(f"--repeats has to be at least 1, not {args.repeats}")
     if args.quick:
         args.chunks, args.seconds, args.idle_seconds = [128, 512], 25.0, 5.0
 

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchlib.arguments import at_least_one
+
 try:
     import atheris
 except ImportError:
@@ -127,12 +129,12 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=2_000_000, help="executions of each decoder")
+    parser.add_argument(
+        "--runs", type=at_least_one, default=2_000_000, help="executions of each decoder"
+    )
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    if args.runs < 1:
-        parser.error(f"--runs has to be at least 1, not {args.runs}")
     survived = [fuzz(name, args.runs, args.seed) for name in args.decoders]
     return int(not all(survived))
 

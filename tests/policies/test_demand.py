@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,13 +36,19 @@ def test_a_mean_forgets_by_time_but_never_all_that_came() -> None:
     assert rare.value == pytest.approx(0.5, abs=0.05)
 
 
-def ask(watch: DemandWatch, count: int, start: float = 0.0, **more: object) -> float:
+def ask(watch: DemandWatch, count: int, start: float = 0.0, **more: Any) -> float:
     """Two a second: when the last came."""
-    values = {"num_tokens": 100, "num_computed": 60, "outputs": 1, "max_tokens": 40, "slo": SLO()}
+    values: dict[str, Any] = {
+        "num_tokens": 100,
+        "num_computed": 60,
+        "outputs": 1,
+        "max_tokens": 40,
+        "slo": SLO(),
+    }
     now = start
     for number in range(count):
         now = start + number / 2
-        watch.asked(**{**values, **more}, now=now)  # type: ignore[arg-type]
+        watch.asked(**{**values, **more}, now=now)
     return now
 
 

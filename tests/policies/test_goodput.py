@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from demands import CHAT, SPEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +21,6 @@ from pd.policies.goodput import (
     prefill_per_s,
 )
 
-# A small model on a slow core: 20 ms a step, and a prompt token costs a millisecond.
-SPEED = Speed(base_s=0.02, per_seq_s=0.0015, per_prompt_token_s=0.001, max_seqs=64)
-CHAT = Demand(
-    per_s=3.0, prompt_tokens=200, prompt_spread=1.5, outputs=1, output_tokens=45, context=220,
-    ttft_s=2.5, tpot_s=0.07,
-)  # fmt: skip
 PAIR, MIXED = Roles(prefill=1, decode=1), Roles(mixed=2)
 
 
