@@ -6,22 +6,24 @@ Looks at them every second; what it sees is `pd.policies.watch`, what follows fr
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from pd.members import Members
 from pd.outbox import Decided, Outbox
 from pd.policies.balance import BalanceOptions, BalanceState, Change, NodeLoad, balance
+from pd.policies.candidate import Candidate
 from pd.policies.demand import DemandWatch
 from pd.policies.goodput import Speed
 from pd.policies.reshape import Reshaped, ReshapeState, reshape
-from pd.policies.steps import StepTimes
 from pd.policies.watch import LoadWatch
-from pd.types import NodeSnapshot, Work
+from pd.types import Work
 
 _LOOK_S = 1.0
 
 
 class Balancer:
     """`sent` for every prompt that was placed, `asked` for every one that came, `ended` for every
-    output, `observe` for every report of a node, `tick` on every turn of the coordinator."""
+    output, `tick` on every turn of the coordinator."""
 
     def __init__(self, options: BalanceOptions, members: Members, outbox: Outbox) -> None:
         self.options = options
@@ -29,8 +31,6 @@ class Balancer:
         self.reshaping = ReshapeState()
         self._watch = LoadWatch()
         self._demand = DemandWatch()
-        self._times = StepTimes()  # of all nodes
-        self._steps: dict[str, int] = {}  # of each, that it has taken
         self._members = members
         self._outbox = outbox
         self._next_look = 0.0
@@ -50,13 +50,6 @@ class Balancer:
     def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
         """An output is complete, of as many tokens and the most it might have had."""
         self._demand.ended(num_tokens, max_tokens, now)
-
-    def observe(self, snapshot: NodeSnapshot) -> None:
-        """Learn from the last step that a node tells of, if that is a new one."""
-        if self._steps.get(snapshot.node_id) == snapshot.steps or snapshot.step_s <= 0.0:
-            return
-        self._steps[snapshot.node_id] = snapshot.steps
-        self._times.learn(snapshot)
 
     def tick(self, now: float) -> Change | Reshaped | None:
         """The change that was made, if there was one."""
@@ -88,25 +81,32 @@ class Balancer:
         if not options.mixed:
             return balance(loads, self.state, options, now)
         demand = self._demand.demand(now, options.ttft_s, options.tpot_s)
-        if demand is None or not self._times.known:
+        if demand is None:
             return None
         speed = self._speed(demand.context)
+        if speed is None:
+            return None
         return reshape(loads, self.reshaping, options, demand, speed, now)
 
-    def _speed(self, context: float) -> Speed:
-        """Of an average node, with sequences of so much context."""
-        fleet = self._members.fleet.nodes.values()
-        room = [
-            min(
-                node.max_num_seqs,
-                node.snapshot.num_blocks * node.block_size / max(1.0, context),
-            )
-            for node in fleet
+    def _speed(self, context: float) -> Speed | None:
+        """Of an average node, with sequences of so much context; None while nothing is known of
+        any."""
+        nodes = [
+            (node, node.pace.times)
+            for node in self._members.fleet.nodes.values()
+            if node.pace is not None and node.pace.times.known
         ]
-        times = self._times
+        if not nodes:
+            return None
         return Speed(
-            base_s=times.step_s(0.0, 0.0),
-            per_seq_s=times.per_seq_s(context),
-            per_prompt_token_s=times.per_prompt_token_s,
-            max_seqs=max(1.0, sum(room) / len(room)) if room else 1.0,
+            base_s=fmean(times.step_s(0.0, 0.0) for _, times in nodes),
+            per_seq_s=fmean(times.per_seq_s(context) for _, times in nodes),
+            per_prompt_token_s=fmean(times.per_prompt_token_s for _, times in nodes),
+            max_seqs=max(1.0, fmean(_room(node, context) for node, _ in nodes)),
         )
+
+
+def _room(node: Candidate, context: float) -> float:
+    """Sequences of so much context that there is room for."""
+    tokens = node.snapshot.num_blocks * node.block_size
+    return min(node.max_num_seqs, tokens / max(1.0, context))

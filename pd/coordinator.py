@@ -105,7 +105,6 @@ class Coordinator:
         if isinstance(message, Snapshot):
             self.health.observe(sender, message.snapshot, now)
             self.members.on_snapshot(sender, message.snapshot)
-            self._steering.observe(message.snapshot)
             self.router.reported(sender)
         elif isinstance(message, BlockEvents):
             self._block_events(sender, message, now)
@@ -239,7 +238,7 @@ class Coordinator:
         if route is None:
             return False
         if not work.attempt:
-            self._steering.asked(work, self.router.num_computed(route), now)
+            self._steering.asked(work, route.num_computed, now)
         overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
             self._reject(work, overload.status, overload.message, overload.retry_after_s)

@@ -30,10 +30,8 @@ def learn(assignment: Assignment, ttft_s: float | None, members: Members) -> Non
 def _least_s(route: Route, members: Members) -> float:
     """How long its prompt takes where the fastest node has nothing else to do. What a node does
     now says little of that: it may be slow because of what decodes beside."""
-    block_size = members.nodes[route.placement.prefill].hello.block_size
-    tokens = len(route.query.tokens) - route.num_cached * block_size
     rate = max(
         (max(node.hello.prefill_rate, node.snapshot.prefill_rate) for node in members.serving),
         default=0.0,
     )
-    return min(route.forecast.work_s, tokens / rate) if rate else 0.0
+    return min(route.forecast.work_s, route.num_computed / rate) if rate else 0.0

@@ -22,6 +22,7 @@ from pd.outbox import ANY_PROCESS, Kill, Outbox
 from pd.policies.candidate import Fleet
 from pd.policies.fit import fits, kind_of
 from pd.policies.lateness import Lateness
+from pd.policies.pace import Pace
 from pd.policies.pools import assign_pools
 from pd.types import NodeSnapshot, Peer, Role, Work
 
@@ -95,7 +96,9 @@ class Members:
             prefill_rate=hello.prefill_rate,
         )  # fmt: skip
         self._fleet = None
-        self.nodes[hello.node_id] = Node(hello, epoch, now, empty, _outdated=self._outdated)
+        self.nodes[hello.node_id] = Node(
+            hello, epoch, now, empty, pace=Pace(hello.steps), _outdated=self._outdated
+        )
         self._holders.join(hello.node_id)
         self._welcome(hello.node_id, hello.incarnation, epoch)
         if hello.epoch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pd.types import NodeSnapshot, Notice, Peer, Role
+from pd.types import NodeSnapshot, Notice, Peer, Role, StepTime
 
 COORDINATOR = "coordinator"
 SUPERVISOR = "supervisor"  # what starts and ends processes, and asks the coordinator beside it
@@ -35,7 +35,9 @@ class NodeHello:
     device: str = "cpu"
     epoch: int = 0
     peers: tuple[Peer, ...] = ()
-    prefill_rate: float = 0.0  # prompt tokens a second of a full step, measured at its start
+    # Measured at its start: prompt tokens a second of a full step, and steps of several kinds.
+    prefill_rate: float = 0.0
+    steps: tuple[StepTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

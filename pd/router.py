@@ -77,7 +77,8 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a query goes. `sources` have blocks that the prefill node lacks; `work_s` is what the
-    prompt costs that node, and `tokens` the same in tokens computed."""
+    prompt costs that node, and `tokens` the same in tokens computed; `num_computed` are those that
+    the node does not have, some of which may be fetched."""
 
     query: Query
     placement: Placement
@@ -85,6 +86,7 @@ class Route:
     work_s: float
     tokens: int
     num_cached: int
+    num_computed: int
     coverage: Coverage
     forecast: Forecast
 
@@ -126,13 +128,15 @@ class Router:
         costs = typical.of(start.snapshot)
         found = coverage.get(start.layout, Coverage())
         work_s = predict(start, prompt).compute_s
+        num_cached = cached_blocks(start, prompt)
         return Route(
             query,
             placement,
             self._sources(query, start, found, costs),
             work_s=work_s,
             tokens=max(1, round(work_s * costs.rate)),
-            num_cached=cached_blocks(start, prompt),
+            num_cached=num_cached,
+            num_computed=len(query.tokens) - num_cached * start.block_size,
             coverage=found,
             forecast=forecast(start, decode, prompt) if prompt.has_targets else UNKNOWN,
         )
@@ -147,11 +151,6 @@ class Router:
                 "requests": prefix.count,
                 "holders": ", ".join(sorted(holders)),
             }
-
-    def num_computed(self, route: Route) -> int:
-        """Tokens of its prompt that its node does not have."""
-        size = self._members.nodes[route.placement.prefill].hello.block_size
-        return len(route.query.tokens) - route.num_cached * size
 
     def sent(self, route: Route, work: Work, transfer_id: int) -> None:
         """The work is on its way, as this transfer, to where the route says."""

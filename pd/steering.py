@@ -7,7 +7,7 @@ from pd.members import Members
 from pd.outbox import Outbox
 from pd.policies.balance import BalanceOptions
 from pd.scaler import Scaler
-from pd.types import NodeSnapshot, Work
+from pd.types import Work
 
 
 class Steering:
@@ -33,11 +33,6 @@ class Steering:
         """An output is complete, of as many tokens and the most it might have had."""
         if self._balancer is not None:
             self._balancer.ended(num_tokens, max_tokens, now)
-
-    def observe(self, snapshot: NodeSnapshot) -> None:
-        """A node reports."""
-        if self._balancer is not None:
-            self._balancer.observe(snapshot)
 
     def tick(self, now: float) -> bool:
         """Whether a role was changed."""

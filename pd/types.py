@@ -267,6 +267,18 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTime:
+    """A step that a node has timed, and what was in it: sequences that decoded and their tokens,
+    tokens of prompts, and where each chunk of these ends in its prompt, summed."""
+
+    seconds: float
+    seqs: int
+    context: int
+    prompt_tokens: int
+    prompt_context: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where the leading blocks of a prompt can be fetched: `num_blocks` of them, the last
     `num_slow` only from a disk."""

@@ -18,7 +18,8 @@ The workloads are the trace, and with --workloads shifting also one whose mix ch
 its first half has four times the prompt, its second half four times the output.
 
 A run sends for as long at any rate, so that no burst is taken for a rate that lasts: where first
-tokens may take seconds, a queue that never stops growing looks like success for as long. It is
+tokens may take seconds, a queue that never stops growing looks like success for as long. The first
+of it does not count, in which nodes that may choose their roles take those of this load. It is
 given up as soon as its goal is out of reach. About 20 minutes for a workload; nothing else should
 run on the machine.
 """
@@ -101,7 +102,7 @@ def workloads(args: argparse.Namespace) -> dict[str, WorkloadSpec]:
         name: kinds[name](
             file=find_trace(args.traces, "conversation"),
             scale_length=args.prompt_scale, scale_output=args.output_scale, longest=args.longest,
-            duration_s=args.seconds, seed=args.seed,
+            duration_s=args.ramp + args.seconds, seed=args.seed,
         )
         for name in args.workloads
     }  # fmt: skip
@@ -141,7 +142,7 @@ async def measure(
         for workload, spec in specs.items():
             for label, slo in args.targets:
                 say(f"{name}, {workload}, {label}: TTFT {slo.ttft_s} s, TPOT {slo.tpot_s} s")
-                bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup)
+                bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup, args.ramp)
                 salt += 1 << 20
                 await bench.warm_up()
                 plan = RateSearch(
@@ -196,7 +197,10 @@ def main() -> None:
     parser.add_argument("--prompt-scale", type=float, default=1 / 64)
     parser.add_argument("--output-scale", type=float, default=1 / 8)
     parser.add_argument("--longest", type=int, default=2000, help="tokens of a request, at most")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of sending, in each run")
+    parser.add_argument(
+        "--ramp", type=float, default=10.0, help="seconds of sending that do not count, in each run"
+    )
+    parser.add_argument("--seconds", type=float, default=40.0, help="of sending, after those")
     parser.add_argument(
         "--targets", nargs="+", type=targets, default=[targets(each) for each in TARGETS],
         metavar="NAME:TTFT_MS:TPOT_MS",

@@ -39,20 +39,23 @@ async def run_workload(
     slo: SLO | None = None,
     salt: int = 0,
     goal: float | None = None,
+    ramp_s: float = 0.0,
     progress: Callable[[int, int], None] = lambda sent, ended: None,
 ) -> Run:
     """Send a workload and wait for every end.
 
     `salt` makes prompts that no other run had. With a `goal`, the share of requests that shall
-    meet their targets, the run is given up as soon as it cannot be reached any more.
+    meet their targets, the run is given up as soon as it cannot be reached any more; those that
+    arrive before `ramp_s` do not count.
     `progress` is called with the requests sent and ended so far.
     """
     arrivals = workload.arrivals
     # Made beforehand: a long prompt takes milliseconds, and those would be another's latency.
     bodies = [endpoint.body(each, workload.block_tokens, salt) for each in arrivals]
     start_s = time.monotonic() + _LEAD_S
-    loop = _OpenLoop(http, endpoint, slo, start_s, progress)
-    allowed = None if goal is None else int((1 - goal) * len(arrivals) + 1e-9)
+    loop = _OpenLoop(http, endpoint, slo, start_s, ramp_s, progress)
+    counted = sum(each.time_s >= ramp_s for each in arrivals)
+    allowed = None if goal is None else int((1 - goal) * counted + 1e-9)
     sender = asyncio.create_task(loop.send(arrivals, bodies))
     watcher = asyncio.create_task(loop.watch(allowed)) if allowed is not None else None
     try:
@@ -85,6 +88,7 @@ class _OpenLoop:
         endpoint: Endpoint,
         slo: SLO | None,
         start_s: float,
+        ramp_s: float,
         progress: Callable[[int, int], None],
     ) -> None:
         self.outcomes: list[Outcome] = []
@@ -93,6 +97,7 @@ class _OpenLoop:
         self._endpoint = endpoint
         self._slo = slo
         self._start_s = start_s
+        self._ramp_s = ramp_s
         self._progress = progress
         self._running: set[int] = set()
         self._sendings: list[Sending] = []
@@ -118,7 +123,8 @@ class _OpenLoop:
             overdue = [
                 each for each in self._running if self._sendings[each].missed_by(now_s, self._slo)
             ]
-            if self._missed + len(overdue) > allowed:
+            missing = sum(self._counts(self._sendings[each].arrival) for each in overdue)
+            if self._missed + missing > allowed:
                 self.outcomes += [self._sendings[each].cancelled() for each in overdue]
                 self._running.difference_update(overdue)
                 return
@@ -133,8 +139,11 @@ class _OpenLoop:
         if number in self._running:
             self._running.discard(number)
             self.outcomes.append(outcome)
-            self._missed += not outcome.meets(self._slo)
+            self._missed += self._counts(sending.arrival) and not outcome.meets(self._slo)
         self._tell()
+
+    def _counts(self, arrival: Arrival) -> bool:
+        return arrival.time_s >= self._ramp_s
 
     def _tell(self) -> None:
         self._progress(len(self._sendings), len(self.outcomes))

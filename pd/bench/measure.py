@@ -81,7 +81,7 @@ class Bench:
         self.progress.begin(f"{self.endpoint.url} at {rate:.4g} requests/s", len(workload))
         run = await run_workload(
             self.http, self.endpoint, workload, slo=self.slo, salt=self._salt(), goal=goal,
-            progress=self.progress.update,
+            ramp_s=self.ramp_s, progress=self.progress.update,
         )  # fmt: skip
         counted = tuple(each for each in run.outcomes if each.arrival.time_s >= self.ramp_s)
         measured = Measured(

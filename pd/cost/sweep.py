@@ -8,8 +8,11 @@ from itertools import product
 
 from pd.cost.load import StepLoad
 from pd.errors import ConfigError
+from pd.types import StepTime
 
 _BESIDE = (16, 64, 256, 1024)  # chunks in mixed steps
+_FIRST_BATCH = 16  # sequences, and tokens of one, in what a node times before it serves
+_FIRST_CONTEXT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ class Point:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of KV that each of its sequences holds after the step."""
         return (*(start + num_tokens for start, num_tokens in self.chunks), *self.decodes)
+
+    def took(self, seconds: float) -> StepTime:
+        """The step, which took so long."""
+        load = self.load
+        return StepTime(
+            seconds, load.decode_seqs, load.decode_context, load.prefill_tokens,
+            load.prefill_context,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,43 @@ class Sweep:
             and max(point.lengths) <= self.max_context
             and sum(point.lengths) <= self.room
         )
+
+
+def first_points(
+    max_tokens: int, max_batch: int, max_context: int, num_blocks: int, block_size: int
+) -> list[Point]:
+    """Nine steps that a node times before it serves, fewer where it has no room for some: chunks
+    of whole and of long prompts, small and large batches with short and with long contexts, and
+    both at once.
+
+    At most `max_tokens` a step, `max_batch` sequences, `max_context` tokens of one. They stay far
+    within these where these are large: all nine together take about as long as a long prompt.
+    """
+    longest = min(max_context - 1, num_blocks * block_size // 2)
+    full = max(1, min(max_tokens, longest))
+    batch = max(1, min(_FIRST_BATCH, max_batch, max_tokens // 2, num_blocks // 2))
+    late = min(_FIRST_CONTEXT, longest)  # where the last chunk of a long prompt ends
+    long = max(2, min(late, num_blocks // batch * block_size))
+    short, some = max(2, long // 16), max(1, full // 4)
+    points = (
+        Point(((0, full),)),
+        Point(((0, some),)),
+        Point(((max(0, late - some), some),)),
+        Point(decodes=(short,)),
+        Point(decodes=(long,)),
+        Point(decodes=(short,) * batch),
+        Point(decodes=(long,) * batch),
+        Point(((0, some),), (short,) * (batch // 2)),
+        Point(((max(0, late // 2 - some), some),), (long,) * (batch // 4)),
+    )
+    return [
+        point
+        for point in dict.fromkeys(points)
+        if point.load.tokens <= max_tokens
+        and point.load.rows <= max_batch
+        and max(point.lengths) <= max_context
+        and sum(-(-length // block_size) for length in point.lengths) <= num_blocks
+    ]
 
 
 def _powers(first: int, last: int, factor: int) -> list[int]:

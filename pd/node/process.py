@@ -15,6 +15,7 @@ from kvstore.blocks import BlockPool
 from kvstore.layout import KVLayout
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
+from pd.cost.sweep import first_points
 from pd.errors import ConfigError
 from pd.limits import node_limits
 from pd.mailbox import Mailbox
@@ -25,7 +26,7 @@ from pd.node.core import NodeCore
 from pd.node.cores import CoreClaim
 from pd.node.runner import NodeRunner
 from pd.node.transports import make_hub
-from pd.types import Peer, Role
+from pd.types import Peer, Role, StepTime
 
 if TYPE_CHECKING:
     from pd.engine.engine import Engine
@@ -62,6 +63,7 @@ class NodeProcess:
             max_message_bytes=config.transfer.max_message_bytes,
         )
         self._prefill_rate = 0.0
+        self._steps: tuple[StepTime, ...] = ()
         self._runner: NodeRunner | None = None
         self._cores: CoreClaim | None = None
         self._stopped = False
@@ -119,6 +121,7 @@ class NodeProcess:
 
         from pd.engine.engine import Engine
         from pd.engine.precision import choose_device, choose_precision, kv_layout
+        from pd.engine.profiler import Profiler
         from pd.engine.spec import ModelSpec
 
         config, model = self.launch.config, self.launch.config.model
@@ -165,6 +168,11 @@ class NodeProcess:
             self._arena = KVArena(layout, engine.num_blocks, shared=shared)
         engine.warmup()
         self._prefill_rate = engine.measure_prefill()
+        points = first_points(
+            config.scheduler.token_budget(kind), config.scheduler.max_num_seqs,
+            engine.max_model_len, engine.num_blocks, engine.block_size,
+        )  # fmt: skip
+        self._steps = tuple(Profiler(engine, spec.vocab_size).least(points))
         return engine
 
     def _make_core(self, engine: Engine) -> NodeCore:
@@ -203,6 +211,7 @@ class NodeProcess:
             host=socket.gethostname(),
             device=engine.device.type,
             prefill_rate=self._prefill_rate,
+            steps=self._steps,
         )
 
 

@@ -3,7 +3,7 @@
     CLOSED  --- as many slow steps in a row as it takes --->  OPEN
     OPEN    --- its time is over ---------------------->   HALF_OPEN: a prompt at a time tries it
     HALF_OPEN --- a few steps as fast as they should be --->  CLOSED
-    HALF_OPEN --- a slow one ----------------------------->   OPEN, for twice as long
+    HALF_OPEN --- two slow ones in a row ---------------->   OPEN, for twice as long
 
 After the pattern of M. Nygard, "Release It!" (2007). Pure.
 """
@@ -16,7 +16,8 @@ from enum import Enum
 from statistics import median
 
 _SLOW_STEPS = 5  # in a row, to open
-_GOOD_STEPS = 3  # in a row, to close
+_GOOD_STEPS = 3  # without two slow ones in a row, to close
+_SLOW_TRIES = 2  # in a row, to open again: any node has a slow step now and then
 _LONGEST = 8  # times `retry_s`, however often it was tried in vain
 _LEAST_S = 0.002  # steps shorter than this are not told apart
 
@@ -46,12 +47,13 @@ def expected_s(own: float | None, peers: Sequence[float]) -> float | None:
 class Breaker:
     """Of one node. `observe` every step that is told of; `tick` before asking `admits`."""
 
-    __slots__ = ("circuit", "_options", "_row", "_until", "_wait_s", "_tried")
+    __slots__ = ("circuit", "_options", "_row", "_until", "_wait_s", "_tried", "_slow")
 
     def __init__(self, options: BreakerOptions) -> None:
         self.circuit = Circuit.CLOSED
         self._options = options
-        self._row = 0  # steps in a row that speak for a change
+        self._row = 0  # steps that speak for a change
+        self._slow = 0  # in a row, of those that try it
         self._until = 0.0
         self._wait_s = options.retry_s
         self._tried = False
@@ -93,8 +95,13 @@ class Breaker:
                 return False
             self._open(now, options.retry_s)
         elif slow:
+            self._slow += 1
+            self._tried = False  # one more, to see whether it was chance
+            if self._slow < _SLOW_TRIES:
+                return False
             self._open(now, min(2 * self._wait_s, _LONGEST * options.retry_s))
         else:
+            self._slow = 0
             self._row += 1
             self._tried = False  # so far so good: one more
             if self._row < _GOOD_STEPS:
@@ -103,6 +110,6 @@ class Breaker:
         return True
 
     def _open(self, now: float, wait_s: float) -> None:
-        self.circuit, self._row = Circuit.OPEN, 0
+        self.circuit, self._row, self._slow = Circuit.OPEN, 0, 0
         self._wait_s = wait_s
         self._until = now + wait_s

@@ -12,19 +12,25 @@ from pd.types import SLO
 _WINDOW_S = 10.0
 _LEAST = 8  # requests, before anything is said of them
 _MEMORY = 24  # that are remembered however few come
+# The same for their targets: lengths differ from one to the next and have to be averaged, targets
+# are the same for all until somebody wants others.
+_TARGETS_WINDOW_S = 4.0
+_TARGETS_MEMORY = 6
 _MOST_SPREAD = 4.0
 
 
 class RecentMean:
     """Of what came within about a window of time, or of the last few if fewer came in it."""
 
-    __slots__ = ("_weight", "_sum", "_at_s")
+    __slots__ = ("_window_s", "_keep", "_weight", "_sum", "_at_s")
 
-    def __init__(self) -> None:
+    def __init__(self, window_s: float = _WINDOW_S, memory: int = _MEMORY) -> None:
+        self._window_s = window_s
+        self._keep = 1.0 - 1.0 / memory
         self._weight = self._sum = self._at_s = 0.0
 
     def add(self, value: float, now: float) -> None:
-        keep = max(math.exp((self._at_s - now) / _WINDOW_S), 1.0 - 1.0 / _MEMORY)
+        keep = max(math.exp((self._at_s - now) / self._window_s), self._keep)
         self._weight = self._weight * keep + 1.0
         self._sum = self._sum * keep + value
         self._at_s = now
@@ -51,8 +57,8 @@ class DemandWatch:
         self._allowed = RecentMean()  # tokens that an output may have
         self._used = RecentMean()  # those that outputs ended with
         self._used_of = RecentMean()  # what they might have had
-        self._ttft_s = RecentMean()
-        self._tpot_s = RecentMean()
+        self._ttft_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
+        self._tpot_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
 
     def asked(
         self, num_tokens: int, num_computed: int, outputs: int, max_tokens: int, slo: SLO,

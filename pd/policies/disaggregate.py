@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pd.policies.candidate import Candidate, Prompt
-from pd.policies.forecast import Forecast
+from pd.policies.forecast import Forecast, share_of_target
 from pd.policies.predict import cached_blocks
 from pd.types import SLO
 
@@ -21,7 +21,7 @@ _BETTER = 0.9
 
 def whole_is_better(whole: Forecast, split: Forecast, slo: SLO) -> bool:
     """By the target that each is predicted to come nearest to, or miss by most."""
-    near, far = _worst(whole, slo), _worst(split, slo)
+    near, far = share_of_target(whole, slo), share_of_target(split, slo)
     return near < (_BETTER * far if far <= 1.0 else far)
 
 
@@ -39,9 +39,3 @@ def takes_whole(node: Candidate, prompt: Prompt) -> bool:
     step_s = pace.step_s(node.num_seqs + prompt.num_seqs, node.context + prompt.num_tokens)
     rate = node.snapshot.prefill_rate or prompt.typical.rate
     return step_s is not None and step_s + tokens / rate <= target
-
-
-def _worst(predicted: Forecast, slo: SLO) -> float:
-    """Predicted time over target, the worse of the two; what is not known is no worry."""
-    pairs = ((predicted.ttft_s, slo.ttft_s), (predicted.tpot_s, slo.tpot_s))
-    return max((value / target for value, target in pairs if value and target), default=0.0)

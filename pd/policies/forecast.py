@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pd.policies.candidate import Candidate, Prompt
 from pd.policies.chunk import SHARE
 from pd.policies.predict import predict
+from pd.types import SLO
 
 
 class Forecast(NamedTuple):
@@ -54,6 +55,12 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
             tpot_s = max(alone_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
     per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
     return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
+
+
+def share_of_target(predicted: Forecast, slo: SLO) -> float:
+    """Predicted time over target, the worse of the two; what is not known is no worry."""
+    pairs = ((predicted.ttft_s, slo.ttft_s), (predicted.tpot_s, slo.tpot_s))
+    return max((value / target for value, target in pairs if value and target), default=0.0)
 
 
 def _room_s(decode: Candidate, prompt: Prompt) -> float:

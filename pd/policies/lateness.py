@@ -12,7 +12,7 @@ import math
 _SHARE = 0.99
 _STEP = 0.05
 _HIGHEST = 2.0  # further off, it is not the prediction that is wrong
-_LEAST_OF_TARGET = 0.5  # shorter waits are predicted by their fixed costs, and nothing hangs on it
+_NEAR = 0.7  # of the target: what was not nearly turned away says nothing of where to turn away
 
 
 class Lateness:
@@ -29,10 +29,13 @@ class Lateness:
         return math.exp(self._log)
 
     def observe(self, predicted_s: float, observed_s: float, target_s: float) -> None:
-        """A first token of a request that had this target. Those predicted well before it say
-        nothing of what admission decides on."""
-        if not (predicted_s >= _LEAST_OF_TARGET * target_s > 0.0 and observed_s > 0.0):
+        """A first token of a request that had this target. Only those count that were nearly not
+        let in, by what was held to be late then: short waits are predicted by their fixed costs,
+        and nothing hangs on them. So the factor comes down again, too: the higher it is, the
+        shorter the waits that are near the target with it."""
+        expected_s = predicted_s * self.factor
+        if not (expected_s >= _NEAR * target_s > 0.0 and observed_s > 0.0):
             return
-        late = observed_s > predicted_s * self.factor
+        late = observed_s > expected_s
         self._log += _STEP * (_SHARE if late else _SHARE - 1.0)
         self._log = min(max(self._log, 0.0), math.log(_HIGHEST))

@@ -1,8 +1,9 @@
 """A small linear model that is refined with every measurement. Pure.
 
-Least squares with forgetting: old measurements count less and less. Coefficients are never
-negative, since more work never takes less time, and where measurements cannot tell features
-apart (a batch whose size never changes) each is given its part of what they explain together.
+Least squares with forgetting: old measurements count less and less, but for those that are held.
+Coefficients are never negative, since more work never takes less time, and where measurements
+cannot tell features apart (a batch whose size never changes) each is given its part of what they
+explain together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ _RIDGE = 1e-3  # of each feature's mean square: what decides where nothing else 
 class OnlineLinear:
     """y = sum of coefficient * feature, from samples that come one by one."""
 
-    __slots__ = ("_size", "_keep", "_squares", "_products", "_coefficients", "num_samples")
+    __slots__ = (
+        "_size", "_keep", "_squares", "_products", "_held_squares", "_held_products",
+        "_coefficients", "num_samples",
+    )  # fmt: skip
 
     def __init__(self, num_features: int, memory: float = 200.0) -> None:
         """`memory` is how many samples ago one counts a third of the newest."""
@@ -23,6 +27,8 @@ class OnlineLinear:
         self._keep = 1.0 - 1.0 / memory
         self._squares = [[0.0] * num_features for _ in range(num_features)]
         self._products = [0.0] * num_features
+        self._held_squares = [[0.0] * num_features for _ in range(num_features)]
+        self._held_products = [0.0] * num_features
         self._coefficients: tuple[float, ...] | None = None
         self.num_samples = 0
 
@@ -33,6 +39,15 @@ class OnlineLinear:
             for j, other in enumerate(features):
                 row[j] = row[j] * keep + x * other
             self._products[i] = self._products[i] * keep + x * value
+        self._coefficients = None
+        self.num_samples += 1
+
+    def hold(self, features: Sequence[float], value: float, weight: float) -> None:
+        """A measurement that is never forgotten, and counts as `weight` new ones do."""
+        for i, x in enumerate(features):
+            for j, other in enumerate(features):
+                self._held_squares[i][j] += weight * x * other
+            self._held_products[i] += weight * x * value
         self._coefficients = None
         self.num_samples += 1
 
@@ -47,14 +62,18 @@ class OnlineLinear:
 
     def _solve(self) -> tuple[float, ...]:
         """Leave out, one after another, the features whose coefficient would be negative."""
-        used = [i for i in range(self._size) if self._squares[i][i] > 0.0]
+        squares = [
+            [x + held for x, held in zip(*rows)] for rows in zip(self._squares, self._held_squares)
+        ]
+        products = [x + held for x, held in zip(self._products, self._held_products)]
+        used = [i for i in range(self._size) if squares[i][i] > 0.0]
         while used:
             # In units in which every feature's mean square is one.
-            scaled = [(i, self._squares[i][i] ** -0.5) for i in used]
-            matrix = [[self._squares[i][j] * a * b for j, b in scaled] for i, a in scaled]
+            scaled = [(i, squares[i][i] ** -0.5) for i in used]
+            matrix = [[squares[i][j] * a * b for j, b in scaled] for i, a in scaled]
             for k in range(len(used)):
                 matrix[k][k] += _RIDGE
-            found = _gauss(matrix, [self._products[i] * a for i, a in scaled])
+            found = _gauss(matrix, [products[i] * a for i, a in scaled])
             least = min(range(len(used)), key=lambda k: found[k])
             if found[least] >= 0.0:
                 values = [0.0] * self._size

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from pd.policies.chunk import LEAST_TOKENS, worth_tokens
 from pd.policies.steps import StepTimes
-from pd.types import NodeSnapshot
+from pd.types import NodeSnapshot, StepTime
 
 # Weight of the newest step in the mean of prompt tokens that ride along: an output's TPOT is a mean
 # over some hundred steps.
@@ -47,13 +48,14 @@ class EventRate:
 
 
 class Pace:
-    """Of one node."""
+    """Of one node. `times` is what its steps take by load; the `first` ones it timed itself, before
+    there was work for it."""
 
-    __slots__ = ("ended", "_times", "_steps", "_prefilled", "_prompt_tokens", "_chunk", "_read")
+    __slots__ = ("ended", "times", "_steps", "_prefilled", "_prompt_tokens", "_chunk", "_read")
 
-    def __init__(self) -> None:
+    def __init__(self, first: Iterable[StepTime] = ()) -> None:
         self.ended = EventRate()
-        self._times = StepTimes()
+        self.times = StepTimes(first)
         self._steps = self._prefilled = 0
         self._prompt_tokens = 0.0  # a step that also decodes has, in the mean
         self._chunk = 0.0  # that an average token of a prompt comes in
@@ -66,7 +68,7 @@ class Pace:
         steps, prefilled = snapshot.steps - self._steps, snapshot.prefill_tokens - self._prefilled
         self._steps, self._prefilled = snapshot.steps, snapshot.prefill_tokens
         seqs, prompt_tokens = snapshot.step_seqs, snapshot.step_prompt_tokens
-        self._times.learn(snapshot)
+        self.times.learn(snapshot)
         if seqs and steps > 0:
             # Of all steps since the last snapshot: those that one tells of are rarely without a
             # prompt, since it is prompts that make nodes report.
@@ -86,10 +88,10 @@ class Pace:
     ) -> float | None:
         """What a step of this load takes; None until a few have been seen. Where nothing is said
         of it, chunks of prompts read as much KV as they did lately."""
-        if not self._times.known:
+        if not self.times.known:
             return None
         read = prompt_tokens * self._read if prompt_context is None else prompt_context
-        return self._times.step_s(seqs, context, prompt_tokens, read)
+        return self.times.step_s(seqs, context, prompt_tokens, read)
 
     def tpot_s(self, seqs: float, context: float) -> float | None:
         """The mean step of such a batch, with as many prompts in between as there were lately."""
@@ -114,12 +116,12 @@ class Pace:
         """Tokens a second of prompts of so many, beside such a batch, where a token of an output
         may take `tpot_s` in the mean; None until a few steps have been seen."""
         base_s = self.step_s(seqs, context)
-        per_token_s = self._times.per_prompt_token_s
+        per_token_s = self.times.per_prompt_token_s
         if base_s is None or per_token_s <= 0.0:
             return None
         gain_s = max(0.0, tpot_s - base_s)  # of outputs on their targets, by a step without prompts
         start = max(0.0, num_tokens - gain_s / per_token_s) / 2  # of a chunk, in the mean
-        fixed_s = self._times.chunk_s(start)
+        fixed_s = self.times.chunk_s(start)
         worth = worth_tokens(fixed_s, per_token_s)
         tokens = max(worth, (gain_s - fixed_s) / per_token_s)
         chunk_s = fixed_s + tokens * per_token_s
@@ -129,4 +131,4 @@ class Pace:
 
     def per_seq_s(self, context: float) -> float:
         """How much one more sequence of so much context adds to every step."""
-        return self._times.per_seq_s(context)
+        return self.times.per_seq_s(context)

@@ -14,7 +14,10 @@ from typing import Literal
 from pd.policies import affinity, cache_aware, least_loaded, round_robin
 from pd.policies.candidate import Candidate, Fleet, Placement, Prompt
 from pd.policies.disaggregate import Disaggregate, takes_whole, whole_is_better
-from pd.policies.forecast import forecast
+from pd.policies.forecast import forecast, share_of_target
+
+# Of a target: a mixed node that a prompt would come nearer to it on is not the only one asked.
+_NEAR = 0.8
 
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
@@ -49,7 +52,8 @@ def route(
     The nodes of a pair have the same KV layout. Always and never are kept to while there are
     nodes for it. Left to choose, a prompt without targets goes where the policy would have it
     start, and stays there if that is a mixed node; one with targets goes the way that is
-    predicted to meet them best, over all nodes including decode nodes that it would not disturb.
+    predicted to meet them best, over all nodes including decode nodes that it would not disturb,
+    and to another mixed node than the policy's if it is near a target or late on that.
     """
     decodes, mixed = fleet.decodes, list(fleet.mixed.values())
     prefills = [node for node in fleet.prefills.values() if node.layout in decodes]
@@ -67,7 +71,7 @@ def route(
         decoding = (node for same in decodes.values() for node in same.values())
         mixed += [node for node in decoding if takes_whole(node, prompt)]
         if mixed:
-            whole = policy.start(mixed, prompt)
+            whole = _in_time(policy.start(mixed, prompt), mixed, prompt)
             pair = split(policy.start(prefills, prompt))
             foreseen = forecast(whole, whole, prompt), forecast(*pair, prompt)
             if whole_is_better(*foreseen, prompt.slo):
@@ -78,5 +82,21 @@ def route(
         return None
     start = policy.start(starts, prompt)
     if start.role != "prefill":
+        start = _in_time(start, mixed, prompt)
         return Placement(start.node_id, start.node_id)
     return Placement(start.node_id, split(start)[1].node_id)
+
+
+def _in_time(chosen: Candidate, nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+    """The node that the policy chose among these to run a prompt whole, or the one on which the
+    prompt stays furthest within its targets, if on the chosen one it would be near one or late: a
+    policy looks at prompts that wait, and what decodes may count for more."""
+    if not prompt.has_targets or len(nodes) < 2:
+        return chosen
+
+    def share(node: Candidate) -> float:
+        return share_of_target(forecast(node, node, prompt), prompt.slo)
+
+    if share(chosen) < _NEAR:
+        return chosen
+    return min((chosen, *nodes), key=share)

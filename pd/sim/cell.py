@@ -19,6 +19,7 @@ from kvstore.pool.core import PoolCore
 from kvstore.transfer import Push
 from pd.coordinator import Coordinator
 from pd.cost.model import Link
+from pd.cost.sweep import first_points
 from pd.errors import ConfigError
 from pd.limits import coordinator_limits, node_limits, pool_limits
 from pd.messages import COORDINATOR, GatewayHello, Message, NodeHello, Peers, Welcome
@@ -156,15 +157,19 @@ class SimCell:
             group.num_blocks, cache.block_size, prefix_cache=cache.prefix_cache, log=BlockLog()
         )
         outbox = RunOutbox(node_id)
+        longest = config.model.max_model_len or group.num_blocks * cache.block_size
         full = limits.max_num_batched_tokens
+        points = first_points(
+            full, limits.max_num_seqs, longest, group.num_blocks, cache.block_size
+        )
         rate = full / group.cost.prefill_s(full)
         core = NodeCore(
             node_id, group.role, pool, limits, LAYOUT, group.block_bytes, _KEYS, outbox, rate
         )
         hello = NodeHello(
             node_id, group.role, self._num_incarnations, {}, LAYOUT, group.num_blocks,
-            cache.block_size, config.model.max_model_len or group.num_blocks * cache.block_size,
-            limits.max_num_seqs, 0, host, "cuda", prefill_rate=rate,
+            cache.block_size, longest, limits.max_num_seqs, 0, host, "cuda", prefill_rate=rate,
+            steps=tuple(point.took(group.cost.step_s(point.load)) for point in points),
         )  # fmt: skip
         rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
         return SimNode(

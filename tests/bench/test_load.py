@@ -161,6 +161,19 @@ def test_a_hopeless_run_is_given_up_and_its_requests_are_cancelled() -> None:
     assert not any(each.meets(SLO(ttft_s=0.05)) for each in result.outcomes)
 
 
+def test_what_comes_in_the_ramp_is_not_held_against_a_run() -> None:
+    """The first twenty of forty fail, and the goal is nine of ten of the others."""
+
+    def server() -> OddServer:
+        return OddServer(answer=lambda number: "500" if number < 20 else "fine")
+
+    slo = SLO(ttft_s=30.0)
+    result = run(server(), evenly(40, 0.03), slo=slo, goal=0.9, ramp_s=0.59)
+    assert result.stopped_s is None and len(result.outcomes) == 40
+    assert sum(each.meets(slo) for each in result.outcomes) == 20
+    assert run(server(), evenly(40, 0.03), slo=slo, goal=0.9).stopped_s is not None
+
+
 def test_a_run_with_a_goal_that_is_met_goes_to_its_end() -> None:
     result = run(OddServer(), evenly(10, 0.01), slo=SLO(ttft_s=30.0), goal=0.9)
     assert result.stopped_s is None and len(result.outcomes) == 10

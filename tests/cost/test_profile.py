@@ -15,11 +15,12 @@ from pd.cost.fit import fit, split
 from pd.cost.load import Sample
 from pd.cost.model import CostModel, Link, StepLoad
 from pd.cost.store import load_samples
-from pd.cost.sweep import Point, Sweep
+from pd.cost.sweep import Point, Sweep, first_points
 from pd.engine.profiler import Profiler
 from pd.errors import ConfigError
 from pd.node.link_probe import probe_links
 from pd.node.profiling import ProfileOptions
+from pd.policies.steps import StepTimes
 from pd.types import BatchPlan, StepResult
 
 
@@ -59,6 +60,42 @@ def test_a_sweep_without_room_for_one_sequence_is_refused() -> None:
         Sweep(64, 8, 256, 255).points()
 
 
+@given(
+    st.integers(1, 8192), st.integers(1, 512), st.integers(1, 40_000), st.integers(1, 100_000),
+    st.sampled_from([1, 4, 16, 64]),
+)  # fmt: skip
+def test_what_a_node_times_first_has_room(
+    max_tokens: int, max_batch: int, max_context: int, num_blocks: int, block_size: int
+) -> None:
+    points = first_points(max_tokens, max_batch, max_context, num_blocks, block_size)
+    assert len(points) == len(set(points)) <= 9
+    for point in points:
+        assert 0 < point.load.tokens <= max_tokens and point.load.rows <= max_batch
+        assert max(point.lengths) <= max_context
+    engine = RecordingEngine(num_blocks, block_size)
+    steps = Profiler(engine, 50, lambda: engine.now).least(points[:2])
+    assert all(step.seconds > 0.0 for step in steps)
+
+
+def test_what_a_node_times_first_is_of_all_kinds() -> None:
+    """Enough to tell what a sequence, its context, a prompt's token and its context cost."""
+    points = first_points(512, 64, 2048, 3000, 16)
+    assert len(points) == 9
+    truth = (5e-3, 1e-3, 2e-7, 5e-5, 1e-7)
+    times = StepTimes(
+        point.took(
+            truth[0] + truth[1] * load.decode_seqs + truth[2] * load.decode_context
+            + truth[3] * load.prefill_tokens + truth[4] * load.prefill_context
+        )
+        for point in points
+        if (load := point.load)
+    )  # fmt: skip
+    assert times.known
+    for load in ((32, 9000, 0, 0), (4, 900, 200, 700), (0, 0, 300, 300)):
+        true = truth[0] + sum(c * x for c, x in zip(truth[1:], load, strict=True))
+        assert times.step_s(*load) == pytest.approx(true, rel=0.1)
+
+
 class RecordingEngine:
     """Takes as long as it is told, and keeps the plans."""
 
@@ -84,6 +121,21 @@ def test_a_profiler_times_each_point_once_a_round() -> None:
     assert [sample.seconds for sample in samples] == pytest.approx([0.011, 0.002, 0.004])
     assert told == [(done, 9) for done in range(1, 10)]
     assert len(engine.plans) == 3 + 9
+
+
+def test_the_least_of_a_few_is_not_the_one_that_was_held_up() -> None:
+    class HeldUp(RecordingEngine):
+        def execute(self, plan: BatchPlan) -> StepResult:
+            if len(self.plans) % 3 == 1:  # the first that is timed
+                self.now += 1.0
+            return super().execute(plan)
+
+    engine = HeldUp(num_blocks=40, block_size=4)
+    points = [Point(((8, 6),)), Point(decodes=(9, 4))]
+    steps = Profiler(engine, 50, lambda: engine.now).least(points)
+    assert [step.seconds for step in steps] == pytest.approx([0.006, 0.002])
+    assert [(step.seqs, step.context) for step in steps] == [(0, 0), (2, 13)]
+    assert [(step.prompt_tokens, step.prompt_context) for step in steps] == [(6, 14), (0, 0)]
 
 
 def test_a_profilers_plans_are_what_the_points_say() -> None:

@@ -42,8 +42,26 @@ def test_it_is_left_alone_longer_while_it_stays_slow() -> None:
         while not breaker.tick(now):
             now += 1.0
         waits.append(now - since)
-        fed(breaker, 0.2, now=now)
+        fed(breaker, 0.2, 0.2, now=now)
     assert waits == [10.0, 20.0, 40.0, 80.0, 80.0, 80.0]
+
+
+def test_one_slow_step_while_it_is_tried_is_chance() -> None:
+    breaker = fed(Breaker(OPTIONS), *[0.2] * 5)
+    assert breaker.tick(10.0)
+    breaker.sent()
+    fed(breaker, 0.01, 0.2, now=11.0)
+    assert breaker.circuit is Circuit.HALF_OPEN and breaker.admits  # with one more prompt
+    fed(breaker, 0.01, 0.2, now=12.0)
+    assert breaker.circuit is Circuit.HALF_OPEN
+    assert fed(breaker, 0.01, now=12.0).circuit is Circuit.CLOSED
+
+
+def test_two_slow_steps_in_a_row_while_it_is_tried_are_not() -> None:
+    breaker = fed(Breaker(OPTIONS), *[0.2] * 5)
+    assert breaker.tick(10.0)
+    assert fed(breaker, 0.01, 0.2, 0.2, now=11.0).circuit is Circuit.OPEN
+    assert not breaker.tick(30.9) and breaker.tick(31.0)  # twice as long as before
 
 
 def test_off() -> None:

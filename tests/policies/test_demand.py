@@ -92,3 +92,14 @@ def test_prompts_of_different_lengths_have_a_spread() -> None:
         now = ask(watch, 1, now + 0.5, num_computed=1000 if number % 10 == 0 else 10)
     demand = watch.demand(now, 1.0, 0.1)
     assert demand is not None and 3.0 < demand.prompt_spread <= 4.0
+
+
+def test_other_targets_are_believed_within_seconds() -> None:
+    """Lengths are averaged over many, since they differ from one request to the next."""
+    watch = DemandWatch()
+    now = ask(watch, 60, slo=SLO(6.0, 0.045), num_computed=100)
+    now = ask(watch, 20, now + 0.5, slo=SLO(1.0, 0.2), num_computed=10)
+    demand = watch.demand(now, 9.0, 9.0)
+    assert demand is not None
+    assert demand.ttft_s < 1.6 and demand.tpot_s > 0.18
+    assert demand.prompt_tokens > 40

@@ -36,6 +36,19 @@ def test_it_comes_down_again() -> None:
     assert high > 1.2 and lateness.factor == pytest.approx(1.0, abs=0.06)
 
 
+def test_it_does_not_stay_high_where_only_shorter_waits_are_let_in() -> None:
+    """Who decides by the factor lets nothing in whose wait times the factor is over the target: at
+    2 that is half of it, and of such it has to learn that they are in time again."""
+    lateness = Lateness()
+    for _ in range(100):
+        lateness.observe(1.0, 3.0, 1.0)
+    assert lateness.factor == pytest.approx(2.0)
+    for number in range(4000):
+        predicted = 0.01 * (number % 100) / lateness.factor  # up to what would still be let in
+        lateness.observe(predicted, predicted, 1.0)
+    assert lateness.factor < 1.2
+
+
 def test_short_waits_say_nothing() -> None:
     lateness = Lateness()
     for _ in range(100):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pd.policies.linear import OnlineLinear
 from pd.policies.pace import EventRate, Pace
-from pd.types import NodeSnapshot
+from pd.types import NodeSnapshot, StepTime
 
 coefficients = st.tuples(*(st.floats(0, 10) for _ in range(3)))
 
@@ -51,6 +51,26 @@ def test_a_load_that_never_changes_is_predicted_as_it_is() -> None:
     assert model.predict((1.0, 8.0, 4000.0)) == pytest.approx(0.02, rel=0.01)
     # Nothing says what a sequence adds: no feature gets all of it.
     assert 0.02 < model.predict((1.0, 16.0, 8000.0)) < 0.04
+
+
+def test_what_is_held_is_not_forgotten() -> None:
+    """A thousand samples of one kind say nothing of what the other feature costs."""
+    model = OnlineLinear(2, memory=50)
+    for x in ((1.0, 0.0), (1.0, 10.0), (1.0, 20.0)):
+        model.hold(x, 1.0 + 0.5 * x[1], 3.0)
+    for _ in range(1000):
+        model.add((1.0, 1.0), 1.5)
+    assert model.num_samples == 1003
+    assert model.predict((1.0, 20.0)) == pytest.approx(11.0, rel=0.02)
+
+
+def test_what_is_held_gives_way_to_what_is_seen() -> None:
+    model = OnlineLinear(2)
+    for x in ((1.0, 0.0), (1.0, 10.0), (1.0, 20.0)):
+        model.hold(x, 1.0 + 0.5 * x[1], 3.0)
+    for i in range(2000):
+        model.add((1.0, float(i % 20)), 2.0 + 1.0 * (i % 20))
+    assert model.predict((1.0, 15.0)) == pytest.approx(17.0, rel=0.1)
 
 
 def test_what_has_changed_is_learnt_anew() -> None:
@@ -123,3 +143,33 @@ def test_a_young_rate_is_not_taken_for_a_high_or_a_low_one() -> None:
     for _ in range(3):
         burst.count(1.0)
     assert burst.per_s(1.0) < 4.0
+
+
+FIRST = [
+    StepTime(0.02 + 0.002 * seqs + 1e-6 * context + 1e-3 * tokens, seqs, context, tokens, tokens)
+    for seqs, context, tokens in (
+        (0, 0, 400), (0, 0, 100), (1, 64, 0), (1, 1000, 0), (16, 1024, 0), (16, 16_000, 0),
+        (8, 512, 100),
+    )
+]  # fmt: skip
+
+
+def test_a_node_that_has_timed_steps_is_known_before_its_first_request() -> None:
+    assert Pace().step_s(1, 100) is None
+    pace = Pace(FIRST)
+    assert pace.step_s(8, 2000) == pytest.approx(0.038, rel=0.05)
+    assert pace.step_s(0, 0, 200, 200) == pytest.approx(0.22, rel=0.05)
+
+
+def test_steps_of_one_sequence_do_not_blur_what_many_take() -> None:
+    """Times that scatter by a third, all of one sequence: without the first steps the slope is
+    whatever they make of it."""
+    rng = random.Random(7)
+    pace = Pace(FIRST)
+    for step in range(1, 400):
+        taken = 0.022 * rng.uniform(0.8, 1.3)
+        pace.observe(
+            NodeSnapshot("d", "decode", 1, steps=step, step_s=taken, step_seqs=1, step_context=100)
+        )
+    assert pace.step_s(16, 1600) == pytest.approx(0.054, rel=0.2)
+    assert pace.per_seq_s(100) == pytest.approx(0.0021, rel=0.3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 from candidates import node, prompt, route, sent
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from pd.config import Routing as ConfiguredRouting
 from pd.policies.candidate import Candidate, Placement
+from pd.policies.pace import Pace
 from pd.policies.route import POLICIES, Routing
-from pd.types import Source
+from pd.types import SLO, Role, Source, StepTime
 
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 
@@ -176,3 +178,34 @@ def test_a_node_that_joins_is_next() -> None:
     nodes = [node("p0", "prefill", last=4), node("p1", "prefill", last=5), node("p2", "prefill")]
     placement = route([*nodes, node("d0", "decode")], prompt(), "round_robin")
     assert placement == Placement("p2", "d0")
+
+
+# ---------------------------------------------------------------- targets
+def paced(node_id: str, step_s: float, role: Role = "mixed", **more: Any) -> Candidate:
+    """Whose steps take so long, whatever is in them."""
+    first = [StepTime(step_s, seqs, 100 * seqs, 0, 0) for seqs in range(1, 9)]
+    return replace(node(node_id, role, prefill_rate=1000.0, **more), pace=Pace(first))
+
+
+def test_a_prompt_that_would_be_late_on_the_policys_node_goes_to_another_mixed_one() -> None:
+    """The policy looks at prompts: the first node has fewer of them, and slower steps."""
+    nodes = [paced("m0", 0.09), paced("m1", 0.02, waiting_tokens=200)]
+    slow, fast = Placement("m0", "m0"), Placement("m1", "m1")
+    assert route(nodes, prompt(), "least_loaded") == slow
+    tight = prompt(slo=SLO(5.0, 0.08), max_tokens=100)
+    assert route(nodes, tight, "least_loaded") == fast
+    assert route(nodes, tight, "least_loaded", "never") == fast
+    easy = prompt(slo=SLO(5.0, 0.2), max_tokens=100)
+    assert route(nodes, easy, "least_loaded") == slow
+
+
+def test_where_all_would_be_late_it_is_the_one_that_is_least_so() -> None:
+    nodes = [paced("m0", 0.3), paced("m1", 0.1), paced("m2", 0.2)]
+    wanted = prompt(slo=SLO(5.0, 0.05), max_tokens=100)
+    assert route(nodes, wanted, "least_loaded") == Placement("m1", "m1")
+
+
+def test_of_equals_it_stays_with_the_policys_choice() -> None:
+    nodes = [paced(f"m{i}", 0.1, last=3 - i) for i in range(3)]
+    wanted = prompt(slo=SLO(5.0, 0.05), max_tokens=100)
+    assert route(nodes, wanted, "round_robin") == Placement("m2", "m2")

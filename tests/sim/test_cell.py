@@ -210,7 +210,7 @@ def test_what_cannot_be_is_said() -> None:
 
 
 def test_roles_follow_the_load() -> None:
-    """Prompts first, then long outputs: a node goes to where it is needed, and comes back."""
+    """Prompts first, then long outputs: a node goes to where it is needed, and one comes back."""
     options = {
         "balance": True, "balance_window_s": 5.0, "balance_patience_s": 2.0,
         "balance_cooldown_s": 5.0, "ttft_ms": 500.0, "tpot_ms": 14.0,
@@ -232,4 +232,4 @@ def test_roles_follow_the_load() -> None:
     assert all(each.status == "ok" for each in result.outcomes)
     nodes, roles = zip(*(each.split(" becomes a ") for each in decided), strict=True)
     assert roles == ("prefill node", "decode node")
-    assert len(set(nodes)) == 1 and nodes[0].startswith("decode-")
+    assert nodes[0].startswith("decode-") and nodes[1] in ("prefill-0", "prefill-1", nodes[0])
