@@ -14,6 +14,9 @@ so caches know only what the run itself repeats. The cells:
                 prediction, what to admit, which node computes a prompt and which roles the two
                 have, and chunks beside outputs are as large as the targets of these allow
 
+Targets are multiples of what a request of median lengths takes that is alone on the first of these
+cells, so that they mean the same on a slow machine and on a fast one.
+
 The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
 its first half has four times the prompt, its second half four times the output.
 
@@ -32,7 +35,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from benchlib.arguments import at_least_one
 from benchlib.cells import resolve, running, say, spec_of, use_cores
@@ -41,12 +45,13 @@ from benchlib.report import options_of, show_table, write_json
 from benchlib.traces import DEFAULT_DIR, find_trace
 
 from pd.bench.endpoint import open_client, probe
+from pd.bench.load import run_workload
 from pd.bench.measure import Bench, Measured, search
 from pd.bench.results import run_data, search_data, workload_data
 from pd.bench.search import RateSearch
 from pd.report.chart import Line, Panel, write_chart
 from pd.types import SLO
-from pd.workload.arrival import Workload
+from pd.workload.arrival import Arrival, Workload
 from pd.workload.spec import WorkloadSpec
 
 CORES = 2
@@ -60,9 +65,8 @@ CELLS: dict[str, dict[str, Any]] = {
         "balance": True, "balance_mixed": True,
     },
 }  # fmt: skip
-# TTFT and TPOT in ms. Alone, a median request of the default scale takes about 0.2 s to its first
-# token and 20 ms for each that follows.
-TARGETS = ("tight TPOT:6000:45", "balanced:2500:70", "tight TTFT:1000:200")
+# TTFT and TPOT, as multiples of what they are of a request that is alone.
+TARGETS = ("tight TPOT:30:2.25", "balanced:12:3.5", "tight TTFT:5:10")
 COLOURS = ("#2563eb", "#dc2626", "#059669")
 _TIMEOUT_S = 120.0
 _SHIFT = 4.0
@@ -122,25 +126,67 @@ def shifting(workload: Workload, longest: int) -> Workload:
     return Workload("shifting", arrivals)
 
 
-def targets(text: str) -> tuple[str, SLO]:
-    """`NAME:TTFT_MS:TPOT_MS`"""
-    try:
-        name, ttft, tpot = text.rsplit(":", 2)
-        return name, SLO(float(ttft) / 1e3, float(tpot) / 1e3)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:TTFT_MS:TPOT_MS") from None
+class Targets(NamedTuple):
+    """As multiples of what a request takes that is alone."""
+
+    name: str
+    ttft: float
+    tpot: float
+
+    @classmethod
+    def parse(cls, text: str) -> Targets:
+        """`NAME:TTFT:TPOT`"""
+        try:
+            name, ttft, tpot = text.rsplit(":", 2)
+            return cls(name, float(ttft), float(tpot))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME:TTFT:TPOT") from None
+
+    def of(self, alone: Alone) -> SLO:
+        return SLO(self.ttft * alone.ttft_s, self.tpot * alone.tpot_s)
+
+
+class Alone(NamedTuple):
+    """What a request of median lengths takes that has the cell to itself."""
+
+    num_prompt: int
+    num_output: int
+    ttft_s: float
+    tpot_s: float
+
+
+async def alone(
+    url: str, vocab_size: int, spec: WorkloadSpec, rounds: int, skipped: int = 3
+) -> Alone:
+    """Medians of so many requests one after another, after some that do not count."""
+    arrivals = list(spec.make())
+    num_prompt = round(median(each.num_prompt for each in arrivals))
+    num_output = round(median(each.num_output for each in arrivals))
+    one = Workload("alone", [Arrival(0.0, num_prompt, num_output)])
+    salt = random.SystemRandom().getrandbits(40)
+    found = []
+    async with open_client(url, _TIMEOUT_S) as http:
+        endpoint = await probe(http, url, vocabulary=vocab_size)
+        for number in range(skipped + rounds):
+            outcome = (await run_workload(http, endpoint, one, salt=salt + number)).outcomes[0]
+            if outcome.ttft_s is None or outcome.tpot_s is None:
+                raise SystemExit(f"a request alone failed: {outcome.detail}")
+            found.append((outcome.ttft_s, outcome.tpot_s))
+    ttft_s, tpot_s = (median(each) for each in zip(*found[skipped:], strict=True))
+    return Alone(num_prompt, num_output, ttft_s, tpot_s)
 
 
 async def measure(
-    name: str, url: str, vocab_size: int, specs: dict[str, WorkloadSpec], args: argparse.Namespace
-) -> list[dict[str, Any]]:
+    name: str, url: str, vocab_size: int, specs: dict[str, WorkloadSpec],
+    targets: Sequence[tuple[str, SLO]], args: argparse.Namespace,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The best rate for every workload and pair of targets, on a running cell."""
     rows = []
     salt = random.SystemRandom().getrandbits(40)
     async with open_client(url, _TIMEOUT_S) as http:
         endpoint = await probe(http, url, vocabulary=vocab_size)
         for workload, spec in specs.items():
-            for label, slo in args.targets:
+            for label, slo in targets:
                 say(f"{name}, {workload}, {label}: TTFT {slo.ttft_s} s, TPOT {slo.tpot_s} s")
                 bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup, args.ramp)
                 salt += 1 << 20
@@ -202,13 +248,14 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=40.0, help="of sending, after those")
     parser.add_argument(
-        "--targets", nargs="+", type=targets, default=[targets(each) for each in TARGETS],
-        metavar="NAME:TTFT_MS:TPOT_MS",
+        "--targets", nargs="+", type=Targets.parse, default=[*map(Targets.parse, TARGETS)],
+        metavar="NAME:TTFT:TPOT", help="multiples of what a request takes that is alone",
     )  # fmt: skip
     parser.add_argument("--start", type=float, default=1.0, help="requests a second tried first")
     parser.add_argument("--goal", type=float, default=0.9)
     parser.add_argument("--tolerance", type=float, default=0.08)
     parser.add_argument("--repeats", type=at_least_one, default=1, help="runs at each rate")
+    parser.add_argument("--rounds", type=at_least_one, default=9, help="requests sent alone")
     parser.add_argument("--warmup", type=int, default=4, help="requests not counted")
     parser.add_argument("--pool-gib", type=float, default=0.0, help="KV pool beside the nodes")
     parser.add_argument("--seed", type=int, default=0)
@@ -219,6 +266,7 @@ def main() -> None:
     facts = environment()
     rows: list[dict[str, Any]] = []
     specs = workloads(args)
+    base: Alone | None = None
     for name in args.cells:
         say(name)
         config = resolve(
@@ -226,10 +274,16 @@ def main() -> None:
         )
         with running(config) as cluster:
             vocab_size = spec_of(config).vocab_size
-            rows += asyncio.run(measure(name, cluster.url, vocab_size, specs, args))
+            if base is None:
+                spec = next(iter(specs.values()))
+                base = asyncio.run(alone(cluster.url, vocab_size, spec, args.rounds))
+                say(f"alone: TTFT {base.ttft_s:.3f} s, TPOT {base.tpot_s * 1e3:.1f} ms")
+            pairs = [(each.name, each.of(base)) for each in args.targets]
+            rows += asyncio.run(measure(name, cluster.url, vocab_size, specs, pairs, args))
+    assert base is not None
     show_table(
         f"Highest rate (requests/s) with {args.goal:.0%} of requests in time",
-        ["", *(f"{label}" for label, _ in args.targets)],
+        ["", *(each.name for each in args.targets)],
         (
             [f"{workload}, {name}", *(
                 f"{row['rate']:.3g}" if row["rate"] else "-" for row in rows
@@ -240,9 +294,11 @@ def main() -> None:
         ),
     )  # fmt: skip
     options = options_of(args, "picture")
-    options["targets"] = [label for label, _ in args.targets]
+    options["targets"] = [":".join(map(str, each)) for each in args.targets]
     options["traces"] = args.traces.name
-    write_json(args.json, {"environment": facts, "options": options, "rows": rows})
+    write_json(args.json, {
+        "environment": facts, "options": options, "alone": base._asdict(), "rows": rows,
+    })  # fmt: skip
     picture(rows, args.picture, args.goal)
     print(f"drawn in {args.picture}", flush=True)
 
