@@ -35,7 +35,7 @@ class NodeHello:
     device: str = "cpu"
     epoch: int = 0
     peers: tuple[Peer, ...] = ()
-    # Measured at its start: prompt tokens a second of a full step, and steps of several kinds.
+    # Measured at its start: steps of several kinds, and prompt tokens a second of a full one.
     prefill_rate: float = 0.0
     steps: tuple[StepTime, ...] = ()
 

@@ -277,6 +277,11 @@ class StepTime:
     prompt_tokens: int
     prompt_context: int
 
+    @property
+    def prompt_rate(self) -> float:
+        """Its prompt tokens a second."""
+        return self.prompt_tokens / self.seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,8 +20,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numba
 import torch
+from benchlib.environment import environment
+from benchlib.report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -301,15 +301,6 @@ def peers_table(
     return table
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder (default: SmolLM2-135M's shape, made up)")
@@ -325,7 +316,7 @@ def main() -> int:
     options = parser.parse_args()
     set_num_threads(options.threads)
     console = Console()
-    load = os.getloadavg()[0]
+    facts, load = environment(), os.getloadavg()[0]
     if load > 0.5:
         console.print(f"the machine is busy (load {load:.1f}): expect noise", style="yellow")
     measured: dict[str, tuple[float | None, ...]] = {}
@@ -337,23 +328,15 @@ def main() -> int:
     console.print(roofline_table(results))
     console.print(peers_table(results, measured))
     report = {
-        "cpu": cpu_name(),
+        "environment": facts,
         "threads": options.threads,
-        "load_before": load,
         "context": options.context,
         "rounds": options.rounds,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numba": numba.__version__,
-        },
         "results": results,
         "peers_measured_here": measured,
         "peers_elsewhere": PEERS_ELSEWHERE,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"written to {options.output}")
+    write_json(options.output, report)
     return 0
 
 

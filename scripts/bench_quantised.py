@@ -14,7 +14,6 @@ row `float32` converts nothing, and shows what the order of additions alone does
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchlib.environment import environment
+from benchlib.report import write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -205,18 +206,18 @@ def main() -> None:
         parser.error(f"{args.model} has no chat template, which the prompts need")
     lengths = np.linspace(48, 160, args.prompts // GROUP).astype(int).tolist()
     prompts = make_prompts(tokenizer, template, lengths, seed=0)
-    begun = time.perf_counter()
+    facts, begun = environment(), time.perf_counter()
     bench = Bench(model_dir, max(lengths) + args.tokens)
     rows = report(bench, measure(bench, prompts, args.tokens), args.tokens)
     title = f"{args.prompts} prompts of {lengths[0]} to {lengths[-1]} tokens, {args.tokens} more"
     show(rows, title)
     record = {
+        "environment": facts,
         "model": args.model, "prompts": args.prompts, "prompt_tokens": lengths,
         "continuation_tokens": args.tokens, "block_size": BLOCK_SIZE,
         "seconds": round(time.perf_counter() - begun), "rows": rows,
     }  # fmt: skip
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

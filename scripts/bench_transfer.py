@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import zmq
+from benchlib.environment import environment
+from benchlib.report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -324,21 +325,16 @@ def main() -> None:
             arguments.secret,
         )  # fmt: skip
         return
+    facts = environment()
     rows = measure(arguments.transports, arguments.blocks, arguments.rounds)
     show(rows)
     record = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "arch": platform.machine(),
-            "zmq": zmq.zmq_version(),
-            "load_1_min": round(os.getloadavg()[0], 1),  # others' work slows processes, not copies
-        },
+        "environment": facts,
         "block_bytes": SMOLLM2.block_bytes,
         "rounds": arguments.rounds - 1,
         "rows": rows,
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.json, record)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchlib.environment import environment
+from benchlib.report import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
@@ -38,6 +41,7 @@ def main() -> int:
     parser.add_argument("--url", help="a running server, instead of one of this script's own")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     args = parser.parse_args()
+    facts = environment()
     with _server(args.url) as url:
         soak = CancelSoak(url, concurrency=args.concurrency, seed=args.seed)
         try:
@@ -47,10 +51,9 @@ def main() -> int:
             return 1
         finally:
             soak.close()
-    text = json.dumps(report, indent=2)
-    print(text)
+    print(json.dumps(report, indent=2))
     if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+        write_json(args.out, {"environment": facts, **report})
     return 0
 
 

@@ -111,9 +111,9 @@ class Sweep:
 def first_points(
     max_tokens: int, max_batch: int, max_context: int, num_blocks: int, block_size: int
 ) -> list[Point]:
-    """Nine steps that a node times before it serves, fewer where it has no room for some: chunks
-    of whole and of long prompts, small and large batches with short and with long contexts, and
-    both at once.
+    """Nine steps that a node times before it serves, fewer where it has no room for some: first a
+    prompt that fills a step, then chunks of others, small and large batches with short and with
+    long contexts, and both at once.
 
     At most `max_tokens` a step, `max_batch` sequences, `max_context` tokens of one. They stay far
     within these where these are large: all nine together take about as long as a long prompt.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,20 +146,6 @@ class Engine:
             self.device.type,
         ):
             self.execute(plan)
-
-    def measure_prefill(self) -> float:
-        """Prompt tokens a second of a full step. Overwrites blocks: call before serving."""
-        from pd.engine.warmup import prefill_plan
-
-        longest = min(self._max_num_batched_tokens, self.max_model_len)
-        plan = prefill_plan(self.num_blocks, self.block_size, longest)
-        least_s = min(self._timed(plan) for _ in range(2))  # one may have been held up
-        return plan.chunks[0].num_tokens / max(1e-6, least_s)
-
-    def _timed(self, plan: BatchPlan) -> float:
-        begun = time.perf_counter()
-        self.execute(plan)
-        return time.perf_counter() - begun
 
     def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         sources, targets = zip(*copies, strict=True)

@@ -34,13 +34,6 @@ def warmup_plans(
             yield BatchPlan(decodes=tuple(_ready(seq) for seq in sequences))
 
 
-def prefill_plan(num_blocks: int, block_size: int, max_tokens: int) -> BatchPlan:
-    """One prompt that fills a step."""
-    size = max(1, min(max_tokens, num_blocks * block_size - 1))
-    seq = _sequence(size, num_blocks, block_size, SamplingParams(temperature=0.0))
-    return BatchPlan(chunks=(PrefillChunk(seq, 0, size, (seq,)),))
-
-
 def _sequence(
     num_tokens: int, num_blocks: int, block_size: int, params: SamplingParams
 ) -> Sequence:

@@ -167,12 +167,12 @@ class NodeProcess:
             # Beside the KV on the device; costs memory only for what has been moved.
             self._arena = KVArena(layout, engine.num_blocks, shared=shared)
         engine.warmup()
-        self._prefill_rate = engine.measure_prefill()
         points = first_points(
             config.scheduler.token_budget(kind), config.scheduler.max_num_seqs,
             engine.max_model_len, engine.num_blocks, engine.block_size,
         )  # fmt: skip
         self._steps = tuple(Profiler(engine, spec.vocab_size).least(points))
+        self._prefill_rate = self._steps[0].prompt_rate
         return engine
 
     def _make_core(self, engine: Engine) -> NodeCore:

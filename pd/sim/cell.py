@@ -158,18 +158,19 @@ class SimCell:
         )
         outbox = RunOutbox(node_id)
         longest = config.model.max_model_len or group.num_blocks * cache.block_size
-        full = limits.max_num_batched_tokens
         points = first_points(
-            full, limits.max_num_seqs, longest, group.num_blocks, cache.block_size
-        )
-        rate = full / group.cost.prefill_s(full)
+            limits.max_num_batched_tokens, limits.max_num_seqs, longest, group.num_blocks,
+            cache.block_size,
+        )  # fmt: skip
+        steps = tuple(point.took(group.cost.step_s(point.load)) for point in points)
+        rate = steps[0].prompt_rate
         core = NodeCore(
             node_id, group.role, pool, limits, LAYOUT, group.block_bytes, _KEYS, outbox, rate
         )
         hello = NodeHello(
             node_id, group.role, self._num_incarnations, {}, LAYOUT, group.num_blocks,
             cache.block_size, longest, limits.max_num_seqs, 0, host, "cuda", prefill_rate=rate,
-            steps=tuple(point.took(group.cost.step_s(point.load)) for point in points),
+            steps=steps,
         )  # fmt: skip
         rng = Random(f"{self.seed} {node_id} {self._num_incarnations}")
         return SimNode(
