@@ -6,6 +6,7 @@ are plain dataclasses, so the simulator and the tests build them without a socke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -276,6 +277,10 @@ class StepTime:
     context: int
     prompt_tokens: int
     prompt_context: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.seconds < math.inf:
+            raise ValueError(f"a step takes more than 0 seconds, not {self.seconds}")
 
     @property
     def prompt_rate(self) -> float:

@@ -21,7 +21,7 @@ from pd.messages import (
     Submit,
     Tokens,
 )
-from pd.types import SLO, NodeSnapshot, Peer, Request, SamplingParams, TokenEvent, Work
+from pd.types import SLO, NodeSnapshot, Peer, Request, SamplingParams, StepTime, TokenEvent, Work
 
 CLUSTER = 0xC0FFEE
 
@@ -51,7 +51,20 @@ WORK = Work(
 )
 MESSAGES = [
     Submit(WORK),
-    NodeHello("n", "prefill", 2**63, {"control": "tcp://[::1]:1"}, 2**64 - 1, 8, 16, 99, 4, 1, "h"),
+    NodeHello(
+        "n",
+        "prefill",
+        2**63,
+        {"control": "tcp://[::1]:1"},
+        2**64 - 1,
+        8,
+        16,
+        99,
+        4,
+        1,
+        "h",
+        steps=(StepTime(0.25, 0, 0, 64, 64), StepTime(1e-3, 4, 900, 0, 0)),
+    ),
     Peers((Peer("a", 1, {"control": "x"}), Peer("b", 2))),
     Snapshot(NodeSnapshot("n", "decode", 3, step_s=0.1)),
     Rejected("r", (0,), 0, 429, "full", 2.0),
@@ -116,6 +129,16 @@ def test_a_body_of_the_wrong_schema_is_refused() -> None:
         unpack(frames)
     with pytest.raises(WireError, match="kind 999"):
         unpack(wire.Codec({999: Peer}).encode(Peer("a", 1), cluster_id=CLUSTER, sender="n"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_steps_that_took_no_time_are_refused(seconds: float) -> None:
+    """What is learnt divides by it."""
+    step = StepTime(1.0, 1, 1, 0, 0)
+    object.__setattr__(step, "seconds", seconds)
+    frames = pack(NodeHello("n", "decode", 1, {}, 1, 8, 16, 99, 4, 1, "h", steps=(step,)))
+    with pytest.raises(WireError, match="NodeHello cannot be decoded: a step takes more than 0"):
+        unpack(frames)
 
 
 @pytest.mark.parametrize("sender", ["", "ä", "a" * (wire.MAX_ID_BYTES + 1), "a\0b"])
