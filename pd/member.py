@@ -177,6 +177,7 @@ class Node:
                 last_prefill=self.last_prefill, last_decode=self.last_decode,
                 credit_context=sum(credit.context for credit in credits),
                 pace=self.pace, ended_per_s=self.pace.ended.per_s(self.last_heard),
+                host=hello.host,
             )  # fmt: skip
         return self._candidate
 

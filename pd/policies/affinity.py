@@ -21,7 +21,7 @@ def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     return _choose(nodes, prompt.affinity, _num_requests)
 
 
-def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+def choose_decode(nodes: Sequence[Candidate], prompt: Prompt, start: Candidate) -> Candidate:
     return _choose(nodes, prompt.affinity, lambda node: node.num_seqs)
 
 

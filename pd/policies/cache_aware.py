@@ -53,22 +53,25 @@ def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     return min(near, key=rank)[1]
 
 
-def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+def choose_decode(nodes: Sequence[Candidate], prompt: Prompt, start: Candidate) -> Candidate:
     """The least loaded; among near-equal ones that which has the most of the prompt, if that is
-    at least half of it, so that fewer bytes move."""
+    at least half of it, so that fewer bytes move, then one on the host where the prompt is
+    computed, so that they move through its memory."""
     most = min([node.decode_load for node in nodes]) + _NEAR_LOAD
     near = [(node.decode_load, node) for node in nodes if node.decode_load <= most]
     if len(near) > _FEW:
         cached = prompt.cached_on_each([node for _, node in near])
         sizes = [node.block_size for _, node in near]
         much = [c if 2 * c * size >= prompt.num_tokens else 0 for c, size in zip(cached, sizes)]
-        near = _least(_most(near, much))
+        near = _most(near, much)
+        near = _least([item for item in near if item[1].host == start.host] or near)
 
-    def rank(item: tuple[float, Candidate]) -> tuple[int, float, int, str]:
+    def rank(item: tuple[float, Candidate]) -> tuple[int, bool, float, int, str]:
         load, node = item
         cached = prompt.cached_on(node)
         much = 2 * cached * node.block_size >= prompt.num_tokens
-        return -cached if much else 0, load, node.num_seqs, node.node_id
+        away = node.host != start.host
+        return -cached if much else 0, away, load, node.num_seqs, node.node_id
 
     return min(near, key=rank)[1]
 

@@ -37,6 +37,7 @@ class Candidate:
     credit_context: int = 0
     pace: Pace | None = None
     ended_per_s: float = 0.0
+    host: str = ""  # where it runs: blocks move between two nodes of one host through its memory
     num_seqs: int = field(init=False)  # that decode here, or will
     num_prompts: int = field(init=False)  # not computed yet, those on the way here included
     waiting_tokens: int = field(init=False)  # of those prompts, to be computed

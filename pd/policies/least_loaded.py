@@ -12,7 +12,7 @@ def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     return min(nodes, key=_wait)
 
 
-def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+def choose_decode(nodes: Sequence[Candidate], prompt: Prompt, start: Candidate) -> Candidate:
     return min(nodes, key=lambda node: (node.decode_load, node.num_seqs, node.node_id))
 
 

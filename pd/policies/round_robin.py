@@ -11,5 +11,5 @@ def choose_start(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
     return min(nodes, key=lambda node: (node.last_prefill, node.node_id))
 
 
-def choose_decode(nodes: Sequence[Candidate], prompt: Prompt) -> Candidate:
+def choose_decode(nodes: Sequence[Candidate], prompt: Prompt, start: Candidate) -> Candidate:
     return min(nodes, key=lambda node: (node.last_decode, node.node_id))

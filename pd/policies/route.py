@@ -21,16 +21,18 @@ _NEAR = 0.8
 
 Routing = Literal["cache_aware", "least_loaded", "round_robin", "affinity"]
 
-Choose = Callable[[Sequence[Candidate], Prompt], Candidate]
+ChooseStart = Callable[[Sequence[Candidate], Prompt], Candidate]
+ChooseDecode = Callable[[Sequence[Candidate], Prompt, Candidate], Candidate]
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingPolicy:
     """`start` chooses among nodes that may run the prompt, `decode` among the decode nodes that
-    have the KV layout of the prefill node chosen. Neither is asked about no nodes at all."""
+    have the KV layout of the prefill node chosen, which it is told. Neither is asked about no nodes
+    at all."""
 
-    start: Choose
-    decode: Choose
+    start: ChooseStart
+    decode: ChooseDecode
 
 
 POLICIES: Mapping[Routing, RoutingPolicy] = {
@@ -60,7 +62,7 @@ def route(
     policy = POLICIES[routing]
 
     def split(start: Candidate) -> tuple[Candidate, Candidate]:
-        return start, policy.decode(list(decodes[start.layout].values()), prompt)
+        return start, policy.decode(list(decodes[start.layout].values()), prompt, start)
 
     if disaggregate == "never":
         mixed += [node for same in decodes.values() for node in same.values()]

@@ -197,8 +197,8 @@ def test_mixed_nodes_are_predicted_with_their_decode_batch() -> None:
 
 
 # ---------------------------------------------------------------- where they decode
-def decode(nodes: list[Candidate], cached: dict[str, int]) -> str:
-    p0 = node("p0", "prefill")
+def decode(nodes: list[Candidate], cached: dict[str, int], host: str = "") -> str:
+    p0 = node("p0", "prefill", host=host)
     placement = route([p0, *nodes], prompt(160, cached), "cache_aware")
     assert placement is not None
     return placement.decode
@@ -214,6 +214,16 @@ def test_a_sequence_decodes_where_much_of_it_lies() -> None:
 def test_but_load_comes_first() -> None:
     nodes = [node("d0", "decode", free_blocks=60), node("d1", "decode", free_blocks=45)]
     assert decode(nodes, {"d1": 10}) == "d0"
+
+
+def test_near_equal_nodes_are_taken_on_the_host_of_the_prompt() -> None:
+    here = node("d1", "decode", free_blocks=55, host="h1")
+    there = node("d0", "decode", free_blocks=60, host="h0")
+    assert decode([here, there], {}, host="h1") == "d1"
+    assert decode([here, there], {}, host="h0") == decode([here, there], {}, host="h2") == "d0"
+    assert decode([here, there], {"d0": 8}, host="h1") == "d0", "most of it lies there"
+    full = node("d1", "decode", free_blocks=45, host="h1")
+    assert decode([full, there], {}, host="h1") == "d0", "load comes first"
 
 
 # ---------------------------------------------------------------- of many
@@ -238,7 +248,9 @@ def test_the_first_of_many_is_that_of_a_plain_order(  # type: ignore[no-untyped-
     kinds, session, coming
 ) -> None:
     """However few of them are ranked."""
-    nodes = [node(f"n{i}", role, **values) for i, (role, values, _) in enumerate(kinds)]
+    nodes = [
+        node(f"n{i}", role, host=f"h{i % 3}", **values) for i, (role, values, _) in enumerate(kinds)
+    ]
     cached = {f"n{i}": blocks for i, (_, _, blocks) in enumerate(kinds)}
     sources = (Source("n0", 1, max(cached.values())),)
     wanted = prompt(161, cached, sources, nodes, coming, session=session)
@@ -261,8 +273,8 @@ def test_the_first_of_many_is_that_of_a_plain_order(  # type: ignore[no-untyped-
     def decode_order(on: Candidate) -> tuple[object, ...]:
         blocks = cached[on.node_id]
         much = blocks if 2 * blocks * 16 >= 161 else 0
-        return -much, on.decode_load, on.num_seqs, on.node_id
+        return -much, on.host != nodes[0].host, on.decode_load, on.num_seqs, on.node_id
 
     least = min(on.decode_load for on in nodes)
     near = [on for on in nodes if on.decode_load <= least + 0.1]
-    assert choose_decode(nodes, wanted) is min(near, key=decode_order)
+    assert choose_decode(nodes, wanted, nodes[0]) is min(near, key=decode_order)

@@ -20,13 +20,14 @@ def node(
     layout: int = 0,
     max_num_seqs: int = 8,
     last: int = 0,
+    host: str = "",
     **snapshot: Any,
 ) -> Candidate:
     values = {"num_blocks": 100, "free_blocks": 100, **snapshot}
     return Candidate(
         node_id, role, NodeSnapshot(node_id, role, 1, **values), max_num_seqs,
         credit_tokens=credit_tokens, credit_seqs=credit_seqs, layout=layout,
-        last_prefill=last, last_decode=last,
+        last_prefill=last, last_decode=last, host=host,
     )  # fmt: skip
 
 
