@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench_overload  # noqa: E402
+import remeasure  # noqa: E402
 import sim_balance  # noqa: E402
 import sim_fairness  # noqa: E402
 import sim_overload  # noqa: E402
@@ -118,3 +119,19 @@ def test_service_is_counted_when_it_is_given() -> None:
 
 def test_a_load_has_the_rate_it_was_given() -> None:
     assert steady(50.0, 40.0).rate == pytest.approx(50.0, rel=0.1)
+
+
+def test_kept_figures_can_be_made_again() -> None:
+    """Their commands are of scripts, and of options of these, that there are."""
+    runs = remeasure.kept(ROOT / "benchmarks")
+    assert {"goodput", "overload", "sim_routing"} <= runs.keys()
+    for name, run in runs.items():
+        script, *words = remeasure.arguments(run["command"])[1:]
+        text = (ROOT / script).read_text()
+        options = [word.split("=")[0] for word in words if word.startswith("--")]
+        assert all(f'"{option}"' in text for option in options), (name, run["command"])
+
+
+def test_a_command_of_no_script_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no command of a script"):
+        remeasure.arguments("python scripts/bench_nothing.py --json x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ _PACKAGES = ("torch", "numba", "numpy", "ray", "pyzmq", "uvicorn", "transformers
 def environment() -> dict[str, Any]:
     """Command, commit, machine and versions, as plain data for a report."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "cpu": cpu_model(),
