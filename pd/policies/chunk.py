@@ -21,8 +21,10 @@ from pd.types import Sequence
 
 # Of a target: the rest is for the way of tokens to their client, and for steps that take longer.
 SHARE = 0.92
-# Prompts never stand still: so many tokens a step in the mean cost little more than none.
-LEAST_TOKENS = 16
+# Prompts never stand still: such a share of the target goes to them in the mean whatever outputs
+# can spare, which leaves these within it.
+TRICKLE = 0.04
+LEAST_TOKENS = 16  # of a chunk: fewer take about as long
 
 
 def chunk_tokens(
@@ -46,7 +48,7 @@ def chunk_tokens(
     if per_token_s <= 0.0:
         return budget
     step_s = times.step_s(len(decodes), context)
-    spare_s = least_left_s = math.inf
+    spare_s = least_left_s = tightest_s = math.inf
     for seq, tpot_s in paced:
         so_far_s, length = now - seq.paced_from_s, seq.params.max_tokens
         rest_s = (length - seq.num_output) * step_s
@@ -54,14 +56,21 @@ def chunk_tokens(
             pace_s = SHARE * tpot_s
             spare_s = min(spare_s, seq.num_output * pace_s - so_far_s - step_s)
             least_left_s = min(least_left_s, (length - 1) * pace_s - so_far_s - rest_s)
+            tightest_s = min(tightest_s, tpot_s)
     if spare_s >= fixed_s + budget * per_token_s:
         return budget
     worth = min(budget, worth_tokens(fixed_s, per_token_s))
     tokens = int(max(0.0, spare_s - fixed_s) / per_token_s)
     if tokens >= worth:
         return tokens
-    early = spare_s >= 0.0 and least_left_s >= fixed_s + worth * per_token_s
-    return worth if early or (steps_without + 1) * LEAST_TOKENS >= worth else 0
+    worth_s = fixed_s + worth * per_token_s
+    early = spare_s >= 0.0 and least_left_s >= worth_s
+    return worth if early or steps_without + 1 >= trickle_steps(worth_s, tightest_s) else 0
+
+
+def trickle_steps(chunk_s: float, tpot_s: float) -> float:
+    """In how many steps there is one such chunk where outputs of this target can spare nothing."""
+    return max(1.0, chunk_s / (TRICKLE * tpot_s))
 
 
 def worth_tokens(fixed_s: float, per_token_s: float) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pd.policies.candidate import Candidate, Prompt
-from pd.policies.chunk import SHARE
+from pd.policies.chunk import SHARE, TRICKLE
 from pd.policies.predict import predict
 from pd.types import SLO
 
@@ -52,7 +52,8 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
         # Whatever prompts there are, outputs are kept to their targets if they alone can be.
         alone_s = pace.step_s(seqs, context)
         if alone_s is not None:
-            tpot_s = max(alone_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
+            trickle_s = TRICKLE * prompt.slo.tpot_s if start.node_id == decode.node_id else 0.0
+            tpot_s = max(alone_s + trickle_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
     per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
     return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
 

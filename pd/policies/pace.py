@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pd.policies.chunk import LEAST_TOKENS, worth_tokens
+from pd.policies.chunk import SHARE, trickle_steps, worth_tokens
 from pd.policies.steps import StepTimes
 from pd.types import NodeSnapshot, StepTime
 
@@ -125,8 +125,9 @@ class Pace:
         worth = worth_tokens(fixed_s, per_token_s)
         tokens = max(worth, (gain_s - fixed_s) / per_token_s)
         chunk_s = fixed_s + tokens * per_token_s
-        # Never fewer than the least; else as often as outputs have gained what a chunk takes.
-        rate = worth / (worth / LEAST_TOKENS * base_s + fixed_s + worth * per_token_s)
+        # Never fewer than what trickles; else as often as outputs have gained what a chunk takes.
+        worth_s = fixed_s + worth * per_token_s
+        rate = worth / (trickle_steps(worth_s, tpot_s / SHARE) * base_s + worth_s)
         return max(rate, tokens * gain_s / (chunk_s * tpot_s))
 
     def per_seq_s(self, context: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pd.policies.chunk import LEAST_TOKENS, SHARE, chunk_tokens, worth_tokens
+from pd.policies.chunk import (
+    LEAST_TOKENS,
+    SHARE,
+    TRICKLE,
+    chunk_tokens,
+    trickle_steps,
+    worth_tokens,
+)
 from pd.policies.pace import Pace
 from pd.policies.steps import StepTimes
 from pd.types import SLO, NodeSnapshot, Request, SamplingParams, Sequence, Work
@@ -73,8 +81,9 @@ def output(tpot_s: float | None, num_output: int = 1, max_tokens: int = 100) -> 
     return seq
 
 
-def tokens(*seqs: Sequence, now: float = 0.0, budget: int = BUDGET) -> int:
-    return chunk_tokens(seqs, 100 * len(seqs), budget, learnt(), now)
+def tokens(*seqs: Sequence, now: float = 0.0, budget: int = BUDGET, steps_without: int = 0) -> int:
+    context = 100 * len(seqs)
+    return chunk_tokens(seqs, context, budget, learnt(), now, steps_without=steps_without)
 
 
 def test_without_targets_or_before_anything_is_known_the_budget_is_all() -> None:
@@ -90,7 +99,12 @@ def test_who_is_ahead_can_wait_longer_and_who_is_behind_cannot() -> None:
     ahead, level = output(0.1, num_output=5), output(0.1)
     assert tokens(ahead) > 3 * tokens(level)
     assert tokens(ahead, level) < tokens(level) + 5
-    assert tokens(output(0.1, num_output=3), now=0.3) == LEAST_TOKENS
+    behind = output(0.1, num_output=3)
+    assert tokens(behind, now=0.3) == 0
+    # Sixteen tokens take 16 ms: one in four steps is one of 4 % in the mean.
+    assert trickle_steps(LEAST_TOKENS * TOKEN_S, 0.1) == pytest.approx(4.0)
+    assert tokens(behind, now=0.3, steps_without=2) == 0
+    assert tokens(behind, now=0.3, steps_without=3) == LEAST_TOKENS
 
 
 def test_who_misses_its_target_whatever_is_done_is_not_waited_for() -> None:
@@ -109,7 +123,9 @@ def test_prompts_never_stand_still(
     targets: list[tuple[float, int]], now: float, budget: int
 ) -> None:
     seqs = [output(tpot_s, num_output) for tpot_s, num_output in targets]
-    assert min(budget, LEAST_TOKENS) <= tokens(*seqs, now=now, budget=budget) <= budget
+    without = trickle_steps(LEAST_TOKENS * TOKEN_S, min(tpot_s for tpot_s, _ in targets))
+    given = tokens(*seqs, now=now, budget=budget, steps_without=math.ceil(1.05 * without))
+    assert min(budget, LEAST_TOKENS) <= given <= budget
 
 
 def test_long_chunks_do_not_drown_what_short_steps_say() -> None:
@@ -136,8 +152,10 @@ def test_the_rate_beside_outputs_is_what_their_targets_leave() -> None:
             )
         )  # fmt: skip
     assert pace.prompt_rate(4, 400, 0.1, 1000) == pytest.approx(760, rel=0.05)
-    least = pace.prompt_rate(4, 400, 0.01, 1000)
-    assert least == pytest.approx(LEAST_TOKENS / (0.024 + LEAST_TOKENS * TOKEN_S), rel=0.05)
+    least = pace.prompt_rate(4, 400, SHARE * 0.02, 1000)
+    chunk_s = LEAST_TOKENS * TOKEN_S
+    steps = chunk_s / (TRICKLE * 0.02)
+    assert least == pytest.approx(LEAST_TOKENS / (steps * 0.024 + chunk_s), rel=0.05)
 
 
 # ---------------------------------------------------------------- chunks that read what is before
@@ -163,7 +181,9 @@ def test_a_chunk_that_would_mostly_read_is_put_off_until_it_is_worth_it() -> Non
     assert beside(output(0.05, num_output=10, max_tokens=11), now=0.43) == 0
     # ... whoever is ahead waits for a large one, and nothing is put off for ever.
     assert beside(output(0.05, num_output=10), now=0.2) > 2 * worth
-    assert beside(behind, now=0.45, steps_without=worth // LEAST_TOKENS) == worth
+    steps = trickle_steps(0.04 + worth * TOKEN_S, 0.05)
+    assert steps == pytest.approx(40, rel=0.15)
+    assert beside(behind, now=0.45, steps_without=math.ceil(1.1 * steps)) == worth
 
 
 @given(
@@ -178,8 +198,25 @@ def test_a_chunk_is_worth_it_or_none(
     given = chunk_tokens(seqs, 100 * len(seqs), budget, times, now, start, steps_without)
     worth = min(budget, worth_tokens(times.chunk_s(start), times.per_prompt_token_s))
     assert given == 0 or worth <= given <= budget
-    if (steps_without + 1) * LEAST_TOKENS >= worth:
+    worth_s = times.chunk_s(start) + worth * times.per_prompt_token_s
+    if steps_without + 1 >= trickle_steps(worth_s, min(tpot_s for tpot_s, _ in targets)):
         assert given > 0
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(40, 120), min_size=1, max_size=6),
+    st.floats(1.06, 1.6),
+    st.sampled_from((0.0, 1e-6, READ_S)),
+)
+def test_tight_targets_are_kept_beside_a_prompt_that_is_always_there(
+    lengths: list[int], of_alone: float, read_s: float
+) -> None:
+    """Of little more than what steps take without it."""
+    tpot_s = of_alone * step_s(len(lengths), 0)
+    ended, rate, _ = _serve(lengths, tpot_s, read_s, 3000, None)
+    assert all(each <= 1.02 * tpot_s for each in ended)
+    assert rate > 0.0
 
 
 @settings(max_examples=40)
