@@ -20,12 +20,9 @@ What is timed:
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -36,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchlib.environment import environment
+from benchlib.report import write_json
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -233,7 +232,7 @@ def main() -> None:
     if min(arguments.blocks, arguments.rounds, *arguments.threads) < 1:
         parser.error("blocks, rounds and threads start at 1")
     arguments.directory.mkdir(parents=True, exist_ok=True)
-    rows = []
+    facts, rows = environment(), []
     for threads in arguments.threads:
         for name, layout in LAYOUTS.items():
             count = max(2, arguments.blocks * LAYOUTS["SmolLM2-135M, fp32"].block_bytes
@@ -246,19 +245,12 @@ def main() -> None:
         ["stat", "-f", "-c", "%T", arguments.directory], capture_output=True, text=True
     ).stdout.strip()
     record = {
-        "command": " ".join(["python", "scripts/bench_disk.py", *sys.argv[1:]]),
-        "machine": {
-            "cpus": os.cpu_count(),
-            "arch": platform.machine(),
-            "kernel": platform.release(),
-            "file_system": kind,
-            "load_1_min": round(os.getloadavg()[0], 1),
-        },
+        "environment": facts,
+        "file_system": kind,
         "rounds": arguments.rounds,
         "rows": rows,
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.json, record)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -316,7 +315,8 @@ def main() -> int:
     options = parser.parse_args()
     set_num_threads(options.threads)
     console = Console()
-    facts, load = environment(), os.getloadavg()[0]
+    facts = environment()
+    load = facts["load_average_before"][0]
     if load > 0.5:
         console.print(f"the machine is busy (load {load:.1f}): expect noise", style="yellow")
     measured: dict[str, tuple[float | None, ...]] = {}
