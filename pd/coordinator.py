@@ -113,6 +113,7 @@ class Coordinator:
         elif isinstance(message, Finished):
             for assignment, _ in self._release(message.request_id, message.indices):
                 self._steering.ended(message.num_tokens, assignment.max_tokens, now)
+                self.router.lengths.ended(message.num_tokens, assignment.max_tokens, now)
                 node = self.members.nodes.get(assignment.admitted.decode)
                 if node is not None:
                     node.pace.ended.count(now)
@@ -239,6 +240,7 @@ class Coordinator:
             return False
         if not work.attempt:
             self._steering.asked(work, route.num_computed, now)
+            self.router.lengths.asked(work.request.params.max_tokens, now)
         overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
             self._reject(work, overload.status, overload.message, overload.retry_after_s)

@@ -19,6 +19,7 @@ from pd.policies.candidate import Blocks, Candidate, Fleet, Placement, Prompt
 from pd.policies.costs import Costs
 from pd.policies.disaggregate import Disaggregate
 from pd.policies.forecast import UNKNOWN, Forecast, forecast
+from pd.policies.lengths import OutputLengths
 from pd.policies.predict import cached_blocks, predict, usable_blocks
 from pd.policies.route import Routing, route
 from pd.policies.sources import best_sources
@@ -98,6 +99,7 @@ class Router:
         self.options = options
         self.promises = Promises()
         self.popular = PopularPrefixes()
+        self.lengths = OutputLengths()
         self._members = members
         self._directory = holders.directory
 
@@ -119,7 +121,7 @@ class Router:
             len(query.tokens), query.session, query.affinity, blocks, typical,
             measured=fleet.measured,
             slo=request.slo, num_seqs=len(query.work.indices), max_tokens=request.params.max_tokens,
-            paced=self.options.adaptive_chunks,
+            paced=self.options.adaptive_chunks, mean_output=self.lengths.mean,
         )  # fmt: skip
         placement = route(fleet, prompt, self.options.routing, self.options.disaggregate)
         if placement is None:

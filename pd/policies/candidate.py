@@ -143,7 +143,7 @@ class Prompt:
     the prompt begins. `blocks` is by layout, since keys are. `typical` are the costs of a node
     that has not measured its own; `measured` whether any has. `num_seqs` outputs of up to
     `max_tokens` each will decode. `paced` says that nodes compute prompts beside their outputs no
-    faster than the targets of these allow.
+    faster than the targets of these allow. `mean_output` is how many tokens outputs have lately.
     """
 
     num_tokens: int
@@ -156,6 +156,7 @@ class Prompt:
     num_seqs: int = 1
     max_tokens: int = 0
     paced: bool = False
+    mean_output: float | None = None
 
     @property
     def has_targets(self) -> bool:

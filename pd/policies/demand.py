@@ -3,45 +3,18 @@ Pure."""
 
 from __future__ import annotations
 
-import math
-
 from pd.policies.goodput import Demand
+from pd.policies.lengths import OutputLengths, RecentMean
 from pd.policies.pace import EventRate
 from pd.types import SLO
 
 _WINDOW_S = 10.0
 _LEAST = 8  # requests, before anything is said of them
-_MEMORY = 24  # that are remembered however few come
 # The same for their targets: lengths differ from one to the next and have to be averaged, targets
 # are the same for all until somebody wants others.
 _TARGETS_WINDOW_S = 4.0
 _TARGETS_MEMORY = 6
 _MOST_SPREAD = 4.0
-
-
-class RecentMean:
-    """Of what came within about a window of time, or of the last few if fewer came in it."""
-
-    __slots__ = ("_window_s", "_keep", "_weight", "_sum", "_at_s")
-
-    def __init__(self, window_s: float = _WINDOW_S, memory: int = _MEMORY) -> None:
-        self._window_s = window_s
-        self._keep = 1.0 - 1.0 / memory
-        self._weight = self._sum = self._at_s = 0.0
-
-    def add(self, value: float, now: float) -> None:
-        keep = max(math.exp((self._at_s - now) / self._window_s), self._keep)
-        self._weight = self._weight * keep + 1.0
-        self._sum = self._sum * keep + value
-        self._at_s = now
-
-    @property
-    def known(self) -> bool:
-        return self._weight > 0.0
-
-    @property
-    def value(self) -> float:
-        return self._sum / self._weight if self._weight else 0.0
 
 
 class DemandWatch:
@@ -54,9 +27,7 @@ class DemandWatch:
         self._prompt_squared = RecentMean()
         self._context = RecentMean()  # of a prompt, cached or not
         self._outputs = RecentMean()
-        self._allowed = RecentMean()  # tokens that an output may have
-        self._used = RecentMean()  # those that outputs ended with
-        self._used_of = RecentMean()  # what they might have had
+        self._lengths = OutputLengths()
         self._ttft_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
         self._tpot_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
 
@@ -71,7 +42,7 @@ class DemandWatch:
         self._prompt_squared.add(float(num_computed) ** 2, now)
         self._context.add(num_tokens, now)
         self._outputs.add(outputs, now)
-        self._allowed.add(max_tokens, now)
+        self._lengths.asked(max_tokens, now)
         if slo.ttft_s is not None:
             self._ttft_s.add(slo.ttft_s, now)
         if slo.tpot_s is not None:
@@ -79,9 +50,7 @@ class DemandWatch:
 
     def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
         """An output is complete."""
-        if num_tokens > 0 and max_tokens > 0:
-            self._used.add(num_tokens, now)
-            self._used_of.add(max_tokens, now)
+        self._lengths.ended(num_tokens, max_tokens, now)
 
     def demand(self, now: float, ttft_s: float, tpot_s: float) -> Demand | None:
         """None before a few requests were seen. The targets are those of requests without any."""
@@ -89,9 +58,7 @@ class DemandWatch:
             return None
         prompt = max(1.0, self._prompt.value)
         spread = max(0.0, self._prompt_squared.value / prompt**2 - 1.0)
-        # What is asked for changes before its ends do, and few outputs are as long as they may be.
-        used = self._used.value / self._used_of.value if self._used_of.value else 1.0
-        tokens = max(1.0, used * self._allowed.value)
+        tokens = self._lengths.mean or 1.0
         return Demand(
             per_s=self._rate.per_s(now),
             prompt_tokens=prompt,

@@ -16,8 +16,10 @@ def reject_early(
     """None to admit. What is predicted may be `margin` times the target; first tokens come
     after up to `late` times what is predicted for them."""
     ttft, tpot = predicted.ttft_s, predicted.tpot_s
+    of_it = "" if margin == 1.0 else f", of which admission takes {margin:.0%}"
     if slo.ttft_s is not None and ttft is not None and late * ttft > margin * slo.ttft_s:
-        what = f"the first token is predicted in {ttft:.3g} s and its target is {slo.ttft_s:.3g} s"
+        what = f"the first token is predicted in {late * ttft:.3g} s"
+        what += f" and its target is {slo.ttft_s:.3g} s{of_it}"
         # One that is near its target with nothing to wait for would never be let in.
         if ttft > predicted.work_s or predicted.work_s > max(1.0, margin) * slo.ttft_s:
             # By then the queue is so much shorter, if nothing else is let in meanwhile.
@@ -26,7 +28,7 @@ def reject_early(
         excess_s = tpot - margin * slo.tpot_s
         what = (
             f"{tpot * 1000:.3g} ms a token are predicted and the target is "
-            f"{slo.tpot_s * 1000:.3g} ms"
+            f"{slo.tpot_s * 1000:.3g} ms{of_it}"
         )
         to_leave = excess_s / predicted.per_seq_s if predicted.per_seq_s > 0.0 else 1.0
         if predicted.ended_per_s > 0.0:

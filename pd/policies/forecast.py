@@ -4,23 +4,29 @@ Both count what was admitted already, wherever it stands: prompts on their way o
 sequences that will join the decode batch before this one does. A forecast by what runs now would
 let in as much again while all that is still being prefilled, then nothing for a while, and so on:
 see "early rejection" in Qin et al., "Mooncake" (2024). Sequences that will have left by then are
-not taken off: how many do is known too roughly, and counting on them makes for waves as well.
+only taken off where the first token is further away than outputs last: how many leave is known
+roughly, and counting on them makes for waves as well.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from pd.policies.candidate import Candidate, Prompt
 from pd.policies.chunk import SHARE, TRICKLE
+from pd.policies.pace import Pace
 from pd.policies.predict import predict
 from pd.types import SLO
+
+_MOST_OF = 1.28  # standard deviations that nine of ten stay below
+_ROUNDS = 4  # by which what outputs last is worked out from how many there are, and that from this
 
 
 class Forecast(NamedTuple):
     """Seconds; None where nothing was measured yet that would tell.
 
-    `work_s` of the TTFT is the prompt's own, that no wait makes shorter. `excess_s` is how much
+    `work_s` of the TTFT is the prompt's own, that no wait makes shorter. `per_seq_s` is how much
     one sequence less in the batch takes off `tpot_s`, `ended_per_s` how many leave it.
     """
 
@@ -44,9 +50,10 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
     if pace is None:
         return Forecast(ttft_s if measured else None, work_s, None)
     ended = decode.ended_per_s
-    seqs = decode.num_seqs + prompt.num_seqs
+    others = _together(decode, pace, prompt.mean_output, ttft_s)
+    seqs = others + prompt.num_seqs
     own = prompt.num_tokens + prompt.max_tokens / 2
-    context = decode.context + own * prompt.num_seqs
+    context = decode.context * (others / (decode.num_seqs or 1)) + own * prompt.num_seqs
     tpot_s = pace.likely_tpot_s(seqs, context, prompt.max_tokens, decode.waiting_tokens)
     if prompt.paced and tpot_s is not None and prompt.slo.tpot_s is not None:
         # Whatever prompts there are, outputs are kept to their targets if they alone can be.
@@ -56,6 +63,27 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
             tpot_s = max(alone_s + trickle_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
     per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
     return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
+
+
+def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: float) -> float:
+    """How many of those that were admitted for this node decode there when one joins them that
+    waits so long for its first token: nine times of ten no more than this.
+
+    All of them, where outputs last as long as that. Else most that run now have left, and of those
+    that come meanwhile, one after the other, those are there that came last.
+    """
+    running, total = decode.snapshot.num_running, float(decode.num_seqs)
+    coming, there = total - running, total
+    if mean_output is None or not total:
+        return total
+    for _ in range(_ROUNDS):
+        step_s = pace.tpot_s(there, decode.context * (there / total))
+        if step_s is None or (last_s := mean_output * step_s) >= wait_s:
+            break
+        share = last_s / wait_s
+        came = coming * share + _MOST_OF * math.sqrt(coming * share * (1.0 - share))
+        there = min(there, running * math.exp(1.0 - 1.0 / share) + came)
+    return there
 
 
 def share_of_target(predicted: Forecast, slo: SLO) -> float:

@@ -9,7 +9,7 @@ import pytest
 from coordinating import Driver
 
 from pd.messages import Admitted, Finished, Rejected
-from pd.types import SLO, Role
+from pd.types import SLO, Role, StepTime
 
 TICK_S = 0.05
 SNAPSHOT_S = 0.25
@@ -27,6 +27,8 @@ class Modelled:
     prefill_s: float
     num_prefill: int = 1
     num_tokens: int = 100
+    num_output: int = NUM_OUTPUT
+    timed: bool = False  # the decode node has timed a few steps before it joined
     num_submitted: int = 0
     admitted_at: list[float] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
@@ -46,7 +48,14 @@ class Modelled:
         self.report()
 
     def join(self, node_id: str, role: Role) -> None:
-        self.cell.join(node_id, role, num_blocks=10**6, max_model_len=10**5, max_num_seqs=10**4)
+        steps = [
+            StepTime(BASE_S + PER_SEQ_S * seqs, seqs, context * seqs, 0, 0)
+            for seqs in (1, 8, 64) for context in (100, 1000)
+        ]  # fmt: skip
+        self.cell.join(
+            node_id, role, num_blocks=10**6, max_model_len=10**5, max_num_seqs=10**4,
+            steps=tuple(steps) if self.timed else (),
+        )  # fmt: skip
 
     def run(self, seconds: float, per_s: float) -> None:
         end, due = self.cell.now + seconds, 0.0
@@ -67,7 +76,7 @@ class Modelled:
         self.num_submitted += 1
         first = self.num_submitted * self.num_tokens  # no two begin alike
         prompt = tuple(range(first, first + self.num_tokens))
-        self.cell.submit(name, prompt=prompt, max_tokens=NUM_OUTPUT, slo=self.slo)
+        self.cell.submit(name, prompt=prompt, max_tokens=self.num_output, slo=self.slo)
         self.rejected += [message for _, message in self.cell.sent(Rejected)]
         for _, admitted in self.cell.sent(Admitted):
             queue = self.queues[admitted.prefill]
@@ -89,9 +98,9 @@ class Modelled:
         self.steps += 1
         for name in list(self.running):
             self.running[name] += TICK_S / self.step_s
-            if self.running[name] >= NUM_OUTPUT:
+            if self.running[name] >= self.num_output:
                 del self.running[name]
-                self.cell.hear("g", Finished(name, (0,)))
+                self.cell.hear("g", Finished(name, (0,), None, self.num_output))
 
     def report(self) -> None:
         blocks = {"num_blocks": 10**6, "free_blocks": 10**6}
@@ -127,6 +136,19 @@ def test_a_full_decode_batch_stays_full_and_does_not_swing(overload: float) -> N
     assert max(admitted) <= 2 * min(admitted)
     assert mean(admitted) / 20.0 >= 0.85 * capacity
     assert all(1.0 <= each.retry_after_s <= 60.0 for each in cell.rejected)
+
+
+def test_a_burst_is_let_in_whose_prompts_come_one_after_another_and_outputs_are_short() -> None:
+    """Sixteen at a time would make a step of 42 ms, and 25 is the target. But a prompt takes a
+    second, and an output is there for less than that."""
+    cell = Modelled(SLO(30.0, 0.025), "predicted", prefill_s=1.0, num_output=40, timed=True)
+    cell.run(30.0, 0.5)
+    begun = len(cell.batch)
+    for _ in range(16):
+        cell.submit()
+    cell.run(20.0, 0.0)
+    assert not cell.rejected and len(cell.ttfts) == cell.num_submitted
+    assert BASE_S + PER_SEQ_S * max(cell.batch[begun:]) <= 0.025
 
 
 def test_without_prediction_the_same_load_overwhelms_the_batch() -> None:

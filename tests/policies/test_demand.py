@@ -5,35 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pd.policies.demand import DemandWatch, RecentMean
+from pd.policies.demand import DemandWatch
 from pd.types import SLO
-
-
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 30)), min_size=1, max_size=60))
-def test_a_mean_is_of_what_it_was_given(values: list[tuple[float, float]]) -> None:
-    mean, now = RecentMean(), 0.0
-    assert not mean.known and mean.value == 0.0
-    for value, after_s in values:
-        now += after_s
-        mean.add(value, now)
-    least, most = min(v for v, _ in values), max(v for v, _ in values)
-    assert mean.known
-    assert least * (1 - 1e-9) - 1e-9 <= mean.value <= most * (1 + 1e-9) + 1e-9
-
-
-def test_a_mean_forgets_by_time_but_never_all_that_came() -> None:
-    busy, rare = RecentMean(), RecentMean()
-    for number in range(1000):
-        busy.add(1.0, number / 100)
-    for number in range(2000):
-        busy.add(2.0, 10.0 + number / 100)
-    assert busy.value == pytest.approx(2.0, abs=0.15)
-    for number in range(100):
-        rare.add(number % 2, 60.0 * number)
-    assert rare.value == pytest.approx(0.5, abs=0.05)
 
 
 def ask(watch: DemandWatch, count: int, start: float = 0.0, **more: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,6 +68,27 @@ def test_tpot_counts_those_that_are_still_being_prefilled() -> None:
     assert forecast(P, coming, prompt(100)).tpot_s == pytest.approx(0.02, rel=0.05)
 
 
+def test_where_a_first_token_is_further_away_than_outputs_last_not_all_decode_at_once() -> None:
+    """Outputs of a hundred tokens last about two seconds: of 16 prompts that come within ten,
+    one after the other, about as many as come in two are there at a time."""
+    counts = {"num_running": 4, "num_reserving": 16, "max_num_seqs": 64}
+    node = at("d0", "decode", pace=paced(), **counts)
+
+    def foreseen(waiting: int, mean_output: float | None) -> float:
+        start = at("p0", "prefill", prefill_rate=1000.0, waiting_tokens=waiting)
+        told = forecast(start, node, replace(prompt(100), mean_output=mean_output)).tpot_s
+        assert told is not None
+        return told
+
+    all_of_them = pytest.approx(0.031, rel=0.05)
+    assert foreseen(9900, None) == all_of_them  # how long they are is not known
+    assert foreseen(1400, 100.0) == all_of_them  # the first of them will still be there
+    assert foreseen(9900, 1000.0) == all_of_them
+    assert foreseen(9900, 100.0) == pytest.approx(0.0165, rel=0.1)
+    waits = [foreseen(waiting, 100.0) for waiting in range(900, 30_000, 300)]
+    assert all(later <= sooner for sooner, later in pairwise(waits))
+
+
 @given(
     st.one_of(st.none(), st.floats(0.001, 100)), st.floats(0.0, 50),
     st.one_of(st.none(), st.floats(0.001, 10)), st.floats(0, 1), st.floats(0, 100),
@@ -100,6 +122,10 @@ def test_when_to_come_back_follows_from_the_prediction() -> None:
     slow = reject_early(Forecast(0.1, 0.1, 0.05, per_seq_s=0.001, ended_per_s=2.0), SLO(2.0, 0.04))
     assert slow is not None and slow.retry_after_s == pytest.approx(5.0)  # ten have to leave
     assert "50 ms a token" in slow.message and "40 ms" in slow.message
+    near = reject_early(Forecast(1.0, 0.5, 0.039), SLO(1.9, 0.04), 0.95, 2.0)
+    assert near is not None and "in 2 s" in near.message and "takes 95%" in near.message
+    near = reject_early(Forecast(None, 0.5, 0.039), SLO(1.9, 0.04), 0.95)
+    assert near is not None and "39 ms" in near.message and "takes 95%" in near.message
 
 
 def test_what_is_not_known_is_let_in() -> None:

@@ -49,19 +49,19 @@ class Driver:
     def hear(self, sender: str, message: Message) -> None:
         self.coordinator.on_message(sender, message, self.now)
 
-    def join(self, node_id: str, role: Role, host: str = "host", **sizes: float) -> int:
+    def join(self, node_id: str, role: Role, host: str = "host", **sizes: Any) -> int:
         self.incarnations += 1
         self.seqs[node_id] = 0
         values: dict[str, Any] = {
             "num_blocks": 20, "max_model_len": 80, "max_num_seqs": 8, "layout": LAYOUT,
-            "prefill_rate": 0.0, **sizes,
+            "prefill_rate": 0.0, "steps": (), **sizes,
         }  # fmt: skip
         self.hear(
             node_id,
             NodeHello(
                 node_id, role, self.incarnations, {}, values["layout"], values["num_blocks"],
                 BLOCK_SIZE, values["max_model_len"], values["max_num_seqs"], 0, host,
-                prefill_rate=values["prefill_rate"],
+                prefill_rate=values["prefill_rate"], steps=values["steps"],
             ),
         )  # fmt: skip
         return self.incarnations
