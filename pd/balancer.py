@@ -62,7 +62,9 @@ class Balancer:
         change = self._next(loads, now)
         if change is None:
             return None
-        error = self._members.change_role(change.node_id, change.role, migrate=True, now=now)
+        error = self._members.change_role(
+            change.node_id, change.role, migrate=True, now=now, end_s=self.options.end_s
+        )
         if error:
             self.reshaping.goal = None  # not again before the pause is over
         what = f"{change.node_id} becomes a {change.role} node"

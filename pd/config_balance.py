@@ -43,5 +43,9 @@ class BalanceConfig(Section):
     balance_cooldown_s: float = option(
         _DEFAULTS.cooldown_s, "seconds between one change and the next", minimum=0.0
     )
+    balance_end_s: float = option(
+        _DEFAULTS.end_s, "seconds that outputs of a node which becomes a prefill node have to end "
+        "there, before they go on elsewhere", minimum=0.0,
+    )  # fmt: skip
     min_prefill: int = option(1, "nodes that can always prefill, mixed ones included", minimum=1)
     min_decode: int = option(1, "nodes that can always decode, mixed ones included", minimum=1)

@@ -51,6 +51,7 @@ def target_options(config: Config) -> BalanceOptions:
         window_s=config.balance.balance_window_s,
         patience_s=config.balance.balance_patience_s,
         cooldown_s=config.balance.balance_cooldown_s,
+        end_s=config.balance.balance_end_s,
         min_prefill=config.balance.min_prefill,
         min_decode=config.balance.min_decode,
         mixed=config.balance.balance_mixed,

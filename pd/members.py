@@ -14,7 +14,6 @@ from pd.messages import (
     NodeHello,
     PeerLost,
     Peers,
-    SetRole,
     UsePool,
     Welcome,
 )
@@ -24,10 +23,10 @@ from pd.policies.fit import fits, kind_of
 from pd.policies.lateness import Lateness
 from pd.policies.pace import Pace
 from pd.policies.pools import assign_pools
+from pd.role_orders import CONFIRM_S, RoleOrders
 from pd.types import NodeSnapshot, Peer, Role, Work
 
 _END_AGAIN_S = 10.0  # an end may take that long to get through, after a link was cut
-_CONFIRM_S = 1.0  # after which a node that has not taken on its role is told again
 _REMEMBERED = 1024  # dead processes, whose late hellos are not to be believed
 
 
@@ -68,8 +67,7 @@ class Members:
         self._last_check = float("-inf")
         self._heard_since = float("-inf")  # nobody was last heard of before that
         self._joined = False  # somebody did, and the others have not been told
-        self._roles: dict[str, SetRole] = {}  # of nodes that have another than they came with
-        self._changing: dict[str, float] = {}  # nodes that have not confirmed theirs, when asked
+        self._roles = RoleOrders(outbox)
         self._pools_to_tell = False
         self._fleet: Fleet | None = None  # None once another node serves, or in another role
         self._kinds: tuple[NodeHello, ...] = ()  # one of every kind of node that is in it
@@ -86,9 +84,9 @@ class Members:
             return None
         lost = self._replace(hello)
         if hello.epoch and hello.role != "pool":
-            self._roles[hello.node_id] = SetRole(hello.role)  # also of a process after this one
-        elif hello.node_id in self._roles:  # what it was before it was started anew
-            hello = replace(hello, role=self._roles[hello.node_id].role)
+            self._roles.has(hello.node_id, hello.role)  # also of a process after this one
+        elif role := self._roles.role(hello.node_id):  # what it was before it was started anew
+            hello = replace(hello, role=role)
         epoch = self._epoch_for(hello)
         empty = NodeSnapshot(
             hello.node_id, hello.role, epoch,
@@ -104,7 +102,7 @@ class Members:
         if hello.epoch:
             self._holders.ask(hello.node_id, now)
         else:
-            self._tell_role(hello.node_id, now)
+            self._roles.tell(hello.node_id, now)
         self._joined = True
         return lost
 
@@ -168,7 +166,7 @@ class Members:
         if member is None or member.incarnation not in (incarnation, ANY_PROCESS):
             return None
         if isinstance(member, Node) and member.leaving is not None:
-            self._roles.pop(member_id, None)  # whatever has its name one day is another node
+            self._roles.forget(member_id)
         self._leave(member)
         self._bury(member)
         self._announce()
@@ -185,7 +183,7 @@ class Members:
             return
         node.take_snapshot(snapshot)
         if snapshot.role == node.hello.role:
-            self._changing.pop(sender, None)
+            self._roles.confirmed(sender)
 
     def silent(self, now: float) -> list[Member]:
         """Condemn and return every process that has not been heard of for too long.
@@ -234,8 +232,14 @@ class Members:
         lacking = {"prefill", "decode"} - roles
         return f"no {' and no '.join(sorted(lacking))} node is up"
 
-    def change_role(self, node_id: str, role: Role, *, migrate: bool, now: float) -> str:
-        """Give a node another role, from now on and after it is started anew; returns why not."""
+    def change_role(
+        self, node_id: str, role: Role, *, migrate: bool, now: float, end_s: float = 0.0
+    ) -> str:
+        """Give a node another role, from now on and after it is started anew; returns why not.
+
+        With `migrate` what the new role would not be sent goes on elsewhere: outputs that run
+        where none shall run only after `end_s`.
+        """
         node = self.nodes.get(node_id)
         if node is None or not node.serves or node.leaving is not None:
             known = ", ".join(sorted(node.id for node in self.serving)) or "none"
@@ -252,8 +256,7 @@ class Members:
             node.take_role(old)
             return f"{node_id} has to stay a {old} node: then {lacking}"
         node.lateness = Lateness()  # what was predicted of it was for its former role
-        self._roles[node_id] = SetRole(role, migrate)
-        self._tell_role(node_id, now)
+        self._roles.give(node_id, role, migrate, end_s, now)
         return ""
 
     def drain(self, node_id: str, move_s: float, now: float) -> str:
@@ -272,12 +275,12 @@ class Members:
         return ""
 
     def to_empty(self, now: float) -> list[Node]:
-        """Nodes that have had their time to end what they do. Asked every `_CONFIRM_S`: work that
+        """Nodes that have had their time to end what they do. Asked every `CONFIRM_S`: work that
         was placed again may fail to leave."""
         due = []
         for node in self.nodes.values():
             if node.leaving is not None and now >= node.leaving.move_at:
-                node.leaving.move_at = now + _CONFIRM_S
+                node.leaving.move_at = now + CONFIRM_S
                 if node.leaving.idle_since is None:
                     due.append(node)
         return due
@@ -326,16 +329,7 @@ class Members:
     def tick(self, now: float) -> None:
         if self._pools_to_tell:
             self._tell_pools()
-        for node_id, asked in list(self._changing.items()):
-            if node_id not in self.nodes:
-                del self._changing[node_id]
-            elif now - asked >= _CONFIRM_S:
-                self._tell_role(node_id, now)
-
-    def _tell_role(self, node_id: str, now: float) -> None:
-        if node_id in self._roles:
-            self._changing[node_id] = now
-            self._outbox.send(node_id, self._roles[node_id])
+        self._roles.tick(self.nodes, now)
 
     # -------------------------------------------------------------- inside
     def _present(self, member_id: str) -> Node | Gateway | None:

@@ -57,6 +57,7 @@ PURE = (
     "pd/limits.py",
     "pd/member.py",
     "pd/members.py",
+    "pd/role_orders.py",
     "pd/rollout.py",
     "pd/scaler.py",
     "pd/steering.py",

@@ -55,7 +55,8 @@ class NodeLoad:
 class BalanceOptions:
     """Times in seconds. A prompt may wait `wait_share` of the TTFT target; the rest is for its
     own computing. A change is made where a side is pressed by `high` or more, if the worse off
-    would then be at `gain` of that at most; the pressure has to last for `patience_s`."""
+    would then be at `gain` of that at most; the pressure has to last for `patience_s`. Outputs of a
+    node that becomes a prefill node have `end_s` to end there, and go on elsewhere then."""
 
     ttft_s: float = 1.0
     tpot_s: float = 0.1
@@ -65,6 +66,7 @@ class BalanceOptions:
     window_s: float = 5.0
     patience_s: float = 2.0
     cooldown_s: float = 10.0
+    end_s: float = 5.0
     min_prefill: int = 1  # nodes that can prefill, mixed ones included
     min_decode: int = 1
     max_changing: int = 1

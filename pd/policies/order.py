@@ -43,6 +43,8 @@ class OrderPolicy:
         """Smaller runs earlier."""
         if self.order == "edf":
             return (0, self.deadline(work, arrived), arrived)
+        if self.order == "fcfs" and work.output:
+            return (-1, arrived, 0)  # a stream that was interrupted: it came before all that wait
         if self.order == "fcfs" or now - arrived >= self.aging_s:
             return (0, arrived, 0)
         if self.order == "priority":

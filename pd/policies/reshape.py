@@ -17,7 +17,8 @@ from pd.policies.balance import BalanceOptions, BalanceState, NodeLoad, observe
 from pd.policies.goodput import Demand, Goodput, Roles, Speed
 from pd.types import Role
 
-_ROLES: tuple[Role, Role, Role] = ("decode", "prefill", "mixed")
+# Prefill nodes are made first: of the idlest, which have the fewest outputs to end or to move.
+_ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,37 @@ def test_it_is_told_again_until_it_says_so(cell: Driver) -> None:
     assert node.settled
 
 
+def test_outputs_may_have_time_to_end_before_they_are_moved(cell: Driver) -> None:
+    members = cell.coordinator.members
+
+    def change(node_id: str, role: Role) -> None:
+        assert not members.change_role(node_id, role, migrate=True, now=cell.now, end_s=5.0)
+
+    def decodes(num_running: int) -> None:
+        epoch = members.nodes["d0"].epoch
+        snapshot = NodeSnapshot("d0", "prefill", epoch, num_running=num_running)
+        members.on_snapshot("d0", snapshot)
+
+    change("d0", "prefill")
+    assert cell.sent(SetRole) == [("d0", SetRole("prefill", False))]
+    decodes(1)
+    cell.tick(4.5)
+    assert not cell.sent(SetRole)
+    cell.tick(1.0)
+    assert cell.sent(SetRole) == [("d0", SetRole("prefill", True))]
+    decodes(1)
+    cell.tick(30.0)
+    assert not cell.sent(SetRole), "it was told once, and has heard it"
+    change("d0", "decode")
+    change("d0", "prefill")
+    cell.clear()
+    decodes(0)
+    cell.tick(30.0)
+    assert not cell.sent(SetRole), "all of them have ended by themselves"
+    change("d0", "decode")
+    assert cell.sent(SetRole) == [("d0", SetRole("decode", True))], "prompts are moved at once"
+
+
 def test_a_process_that_takes_its_place_has_the_role_too(cell: Driver) -> None:
     ask(cell, "d0", "prefill", migrate=False)
     cell.lose("d0")

@@ -40,6 +40,17 @@ def test_first_come_first_served_ignores_length_and_priority() -> None:
     assert drained(queue, 3.0) == ["first", "second"]
 
 
+def test_an_interrupted_stream_came_before_all_that_wait() -> None:
+    def resumed() -> Work:
+        return Work(make_request("r", (1, 2)), (0,), output=(7,), attempt=1)
+
+    queue = filled(
+        OrderPolicy("fcfs"),
+        ("first", work(), 1.0), ("again", resumed(), 3.0), ("before", resumed(), 2.0),
+    )  # fmt: skip
+    assert drained(queue, 4.0) == ["before", "again", "first"]
+
+
 def test_shortest_first_counts_the_tokens_to_prefill_of_a_resumed_prompt_too() -> None:
     resumed = Work(make_request("r", (1, 2)), (0,), output=(7,) * 10, attempt=1)
     queue = filled(

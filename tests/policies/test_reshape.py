@@ -83,7 +83,8 @@ def test_two_mixed_nodes_become_a_pair_where_tokens_may_not_wait() -> None:
     cell = mixed(2, PATIENT)
     cell.run(12)
     assert cell.counts == Roles(prefill=1, decode=1)
-    (first, _), (second, _) = cell.changes
+    (first, change), (second, _) = cell.changes
+    assert change.role == "prefill", "the idlest, whose outputs have to end or move"
     assert second - first <= cell.change_s + 1.0, "the second change waits for the first alone"
     cell.run(600)
     assert len(cell.changes) == 2
