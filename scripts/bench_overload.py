@@ -11,8 +11,8 @@ gateway says it took, from the request's last byte to the answer's first, in who
 generator, gateway and coordinator share the cores with the nodes. Memory is what is resident.
 
 The more comes, the more there is to choose from, and a short prompt is in time where a long one is
-not: goodput in requests rises with the load. `prompt tokens` are those of requests in time, a second,
-which says whether the nodes do as much of use.
+not: goodput in requests rises with the load. `prompt tokens` are those of requests in time, per
+second, which says whether the nodes do as much of use.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ async def capacity(
             best, rate = rate, rate * 1.25
         else:
             most, rate = rate, rate / 1.25
-        if best and best * 1.2 > most:
+        if best and most < best * 1.3:
             break
     if not best:
         raise SystemExit(f"of {rate * 1.25:g} requests/s 90 % are late: set later targets")
