@@ -14,6 +14,7 @@ from pd.policies.balance import BalanceOptions, BalanceState, Change, NodeLoad, 
 from pd.policies.candidate import Candidate
 from pd.policies.demand import DemandWatch
 from pd.policies.goodput import Speed
+from pd.policies.lengths import OutputLengths
 from pd.policies.reshape import Reshaped, ReshapeState, reshape
 from pd.policies.watch import LoadWatch
 from pd.types import Work
@@ -22,15 +23,17 @@ _LOOK_S = 1.0
 
 
 class Balancer:
-    """`sent` for every prompt that was placed, `asked` for every one that came, `ended` for every
-    output, `tick` on every turn of the coordinator."""
+    """`sent` for every prompt that was placed, `asked` for every one that came, `tick` on every
+    turn of the coordinator."""
 
-    def __init__(self, options: BalanceOptions, members: Members, outbox: Outbox) -> None:
+    def __init__(
+        self, options: BalanceOptions, members: Members, outbox: Outbox, lengths: OutputLengths
+    ) -> None:
         self.options = options
         self.state = BalanceState()
         self.reshaping = ReshapeState()
         self._watch = LoadWatch()
-        self._demand = DemandWatch()
+        self._demand = DemandWatch(lengths)
         self._members = members
         self._outbox = outbox
         self._next_look = 0.0
@@ -42,14 +45,7 @@ class Balancer:
     def asked(self, work: Work, num_computed: int, now: float) -> None:
         """New work came, let in or not, of whose prompt so many tokens have to be computed."""
         request = work.request
-        self._demand.asked(
-            len(request.prompt), num_computed, len(work.indices), request.params.max_tokens,
-            request.slo, now,
-        )  # fmt: skip
-
-    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
-        """An output is complete, of as many tokens and the most it might have had."""
-        self._demand.ended(num_tokens, max_tokens, now)
+        self._demand.asked(len(request.prompt), num_computed, len(work.indices), request.slo, now)
 
     def tick(self, now: float) -> Change | Reshaped | None:
         """The change that was made, if there was one."""

@@ -51,6 +51,7 @@ from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
 from pd.policies.fit import never_fits
+from pd.policies.lengths import OutputLengths
 from pd.router import Query, Route, Router, RouterOptions
 from pd.steering import Steering
 from pd.types import Request, Role, Work
@@ -88,9 +89,10 @@ class Coordinator:
         self.outbox = Outbox()
         self.holders = Holders(self.outbox)
         self.members = Members(self.outbox, limits.node_timeout_s, self.holders, limits.epoch)
-        self.router = Router(limits.router, self.members, self.holders)
+        self._lengths = OutputLengths()
+        self.router = Router(limits.router, self.members, self.holders, self._lengths)
         self.health = Health(limits.breaker, self.members, self.outbox)
-        self._steering = Steering(limits.balance, self.members, self.outbox)
+        self._steering = Steering(limits.balance, self.members, self.outbox, self._lengths)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.
@@ -112,8 +114,7 @@ class Coordinator:
             self._submit(message.work, now)
         elif isinstance(message, Finished):
             for assignment, _ in self._release(message.request_id, message.indices):
-                self._steering.ended(message.num_tokens, assignment.max_tokens, now)
-                self.router.lengths.ended(message.num_tokens, assignment.max_tokens, now)
+                self._lengths.ended(message.num_tokens, assignment.max_tokens, now)
                 node = self.members.nodes.get(assignment.admitted.decode)
                 if node is not None:
                     node.pace.ended.count(now)
@@ -240,7 +241,7 @@ class Coordinator:
             return False
         if not work.attempt:
             self._steering.asked(work, route.num_computed, now)
-            self.router.lengths.asked(work.request.params.max_tokens, now)
+            self._lengths.asked(work.request.params.max_tokens, now)
         overload = None if work.attempt else self._overload(work.request, route)
         if overload is not None:
             self._reject(work, overload.status, overload.message, overload.retry_after_s)

@@ -95,11 +95,13 @@ class Route:
 class Router:
     """Placement of work over the members of a cell."""
 
-    def __init__(self, options: RouterOptions, members: Members, holders: Holders) -> None:
+    def __init__(
+        self, options: RouterOptions, members: Members, holders: Holders, lengths: OutputLengths
+    ) -> None:
         self.options = options
         self.promises = Promises()
         self.popular = PopularPrefixes()
-        self.lengths = OutputLengths()
+        self._lengths = lengths
         self._members = members
         self._directory = holders.directory
 
@@ -121,7 +123,7 @@ class Router:
             len(query.tokens), query.session, query.affinity, blocks, typical,
             measured=fleet.measured,
             slo=request.slo, num_seqs=len(query.work.indices), max_tokens=request.params.max_tokens,
-            paced=self.options.adaptive_chunks, mean_output=self.lengths.mean,
+            paced=self.options.adaptive_chunks, mean_output=self._lengths.mean,
         )  # fmt: skip
         placement = route(fleet, prompt, self.options.routing, self.options.disaggregate)
         if placement is None:

@@ -6,6 +6,7 @@ from pd.balancer import Balancer
 from pd.members import Members
 from pd.outbox import Outbox
 from pd.policies.balance import BalanceOptions
+from pd.policies.lengths import OutputLengths
 from pd.scaler import Scaler
 from pd.types import Work
 
@@ -14,8 +15,14 @@ class Steering:
     """`sent` for every prompt, `tick` on every turn of the coordinator. Without `balance` roles
     stay; numbers do until `scaler` has bounds."""
 
-    def __init__(self, balance: BalanceOptions | None, members: Members, outbox: Outbox) -> None:
-        self._balancer = None if balance is None else Balancer(balance, members, outbox)
+    def __init__(
+        self,
+        balance: BalanceOptions | None,
+        members: Members,
+        outbox: Outbox,
+        lengths: OutputLengths,
+    ) -> None:
+        self._balancer = None if balance is None else Balancer(balance, members, outbox, lengths)
         self.scaler = Scaler(members, outbox)
 
     def sent(self, node_id: str, work_s: float) -> None:
@@ -28,11 +35,6 @@ class Steering:
         """New work came, let in or not, of whose prompt so many tokens have to be computed."""
         if self._balancer is not None:
             self._balancer.asked(work, num_computed, now)
-
-    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
-        """An output is complete, of as many tokens and the most it might have had."""
-        if self._balancer is not None:
-            self._balancer.ended(num_tokens, max_tokens, now)
 
     def tick(self, now: float) -> bool:
         """Whether a role was changed."""

@@ -40,6 +40,7 @@ from benchlib.simulated import Window, count, figures, steady  # noqa: E402
 
 from pd.bench.endpoint import Endpoint, open_client, probe  # noqa: E402
 from pd.bench.load import run_workload, settle  # noqa: E402
+from pd.bench.search import RateSearch  # noqa: E402
 from pd.types import SLO  # noqa: E402
 from pd.workload.lengths import Constant, Uniform  # noqa: E402
 
@@ -128,14 +129,9 @@ async def load(
         each.end_s - each.sent_s for each in run.outcomes
         if each.status == "rejected" and each.sent_s is not None
     ]  # fmt: skip
-    met = [
-        each.arrival.num_prompt for each in run.outcomes
-        if window.holds(each.arrival.time_s) and each.status == "ok" and each.meets(slo)
-    ]  # fmt: skip
     return {
         "rate": rate,
         **figures(counted),
-        "goodput_prompt_tokens": sum(met) / (window.end_s - window.start_s),
         "errors": sum(each.status == "error" for each in run.outcomes),
         "late_p99_s": percentile([each.late_s for each in run.outcomes], 0.99),
         "answered_s": {
@@ -156,21 +152,17 @@ async def load(
 async def capacity(
     http: httpx.AsyncClient, endpoint: Endpoint, slo: SLO, start: float, length_s: float
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The highest of rates a quarter apart at which 90 % are in time, and the runs."""
+    """The highest rate tried at which 90 % are in time, within a quarter, and the runs."""
     runs: list[dict[str, Any]] = []
-    rate, best, most = start, 0.0, 64 * start
-    while start / 64 < rate < most:
-        runs.append(await load(http, endpoint, slo, rate, length_s, 100 + len(runs)))
-        say(f"{rate:.2f} requests/s: {runs[-1]['attainment']:.0%} in time")
-        if runs[-1]["attainment"] >= 0.9:
-            best, rate = rate, rate * 1.25
-        else:
-            most, rate = rate, rate / 1.25
-        if best and most < best * 1.3:
-            break
-    if not best:
-        raise SystemExit(f"of {rate * 1.25:g} requests/s 90 % are late: set later targets")
-    return best, runs
+    plan = RateSearch(start, goal=0.9, tolerance=0.25, repeats=1)
+    while (rate := plan.next_rate()) is not None:
+        row = await load(http, endpoint, slo, rate, length_s, 100 + len(runs))
+        say(f"{rate:.2f} requests/s: {row['attainment']:.0%} in time")
+        plan.add(rate, row["met"], row["arrived"])
+        runs.append(row)
+    if plan.best is None:
+        raise SystemExit(f"no rate meets the targets {slo}: set later ones")
+    return plan.best.rate, runs
 
 
 async def measure(url: str, vocab_size: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -18,23 +18,20 @@ _MOST_SPREAD = 4.0
 
 
 class DemandWatch:
-    """`asked` for every request that comes, let in or not; `ended` for every output."""
+    """`asked` for every request that comes, let in or not; `lengths` are of their outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: OutputLengths) -> None:
         self._rate = EventRate(_WINDOW_S)
         self._num_asked = 0
         self._prompt = RecentMean()
         self._prompt_squared = RecentMean()
         self._context = RecentMean()  # of a prompt, cached or not
         self._outputs = RecentMean()
-        self._lengths = OutputLengths()
+        self._lengths = lengths
         self._ttft_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
         self._tpot_s = RecentMean(_TARGETS_WINDOW_S, _TARGETS_MEMORY)
 
-    def asked(
-        self, num_tokens: int, num_computed: int, outputs: int, max_tokens: int, slo: SLO,
-        now: float,
-    ) -> None:  # fmt: skip
+    def asked(self, num_tokens: int, num_computed: int, outputs: int, slo: SLO, now: float) -> None:
         """A prompt of so many tokens came, of which some have to be computed."""
         self._num_asked += 1
         self._rate.count(now)
@@ -42,15 +39,10 @@ class DemandWatch:
         self._prompt_squared.add(float(num_computed) ** 2, now)
         self._context.add(num_tokens, now)
         self._outputs.add(outputs, now)
-        self._lengths.asked(max_tokens, now)
         if slo.ttft_s is not None:
             self._ttft_s.add(slo.ttft_s, now)
         if slo.tpot_s is not None:
             self._tpot_s.add(slo.tpot_s, now)
-
-    def ended(self, num_tokens: int, max_tokens: int, now: float) -> None:
-        """An output is complete."""
-        self._lengths.ended(num_tokens, max_tokens, now)
 
     def demand(self, now: float, ttft_s: float, tpot_s: float) -> Demand | None:
         """None before a few requests were seen. The targets are those of requests without any."""

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from pd.policies.candidate import Candidate, Prompt
 from pd.policies.chunk import SHARE, TRICKLE
-from pd.policies.pace import Pace
+from pd.policies.pace import MOST_OF, Pace
 from pd.policies.predict import predict
 from pd.types import SLO
 
-_MOST_OF = 1.28  # standard deviations that nine of ten stay below
 _ROUNDS = 4  # by which what outputs last is worked out from how many there are, and that from this
 
 
@@ -81,7 +80,7 @@ def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: 
         if step_s is None or (last_s := mean_output * step_s) >= wait_s:
             break
         share = last_s / wait_s
-        came = coming * share + _MOST_OF * math.sqrt(coming * share * (1.0 - share))
+        came = coming * share + MOST_OF * math.sqrt(coming * share * (1.0 - share))
         there = min(there, running * math.exp(1.0 - 1.0 / share) + came)
     return there
 

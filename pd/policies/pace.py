@@ -12,7 +12,7 @@ from pd.types import NodeSnapshot, StepTime
 # Weight of the newest step in the mean of prompt tokens that ride along: an output's TPOT is a mean
 # over some hundred steps.
 _SMOOTHING = 0.005
-_MOST_OF = 1.28  # standard deviations that nine of ten stay below
+MOST_OF = 1.28  # standard deviations that nine of ten stay below
 
 
 class EventRate:
@@ -108,7 +108,7 @@ class Pace:
         """
         mean = self._prompt_tokens + _SMOOTHING * waiting_tokens
         spread = math.sqrt(mean * self._chunk / max(1.0, num_steps))
-        return self.step_s(seqs, context, mean + _MOST_OF * spread)
+        return self.step_s(seqs, context, mean + MOST_OF * spread)
 
     def prompt_rate(
         self, seqs: float, context: float, tpot_s: float, num_tokens: int

@@ -73,6 +73,7 @@ class Counted:
     rejected: int
     met: int
     goodput: float  # requests that met both targets, a second of the window
+    goodput_prompt_tokens: float  # of these requests
     ttft_s: Spread
     tpot_s: Spread
 
@@ -88,13 +89,15 @@ class Counted:
 def count(workload: Workload, outcomes: Iterable[Outcome], slo: SLO, window: Window) -> Counted:
     inside = [each for each in outcomes if window.holds(each.arrival.time_s)]
     ok = [each for each in inside if each.status == "ok"]
-    met = sum(each.meets(slo) for each in ok)
+    met = [each.arrival.num_prompt for each in ok if each.meets(slo)]
+    length_s = window.end_s - window.start_s
     return Counted(
         arrived=sum(window.holds(each.time_s) for each in workload),
         ok=len(ok),
         rejected=sum(each.status == "rejected" for each in inside),
-        met=met,
-        goodput=met / (window.end_s - window.start_s),
+        met=len(met),
+        goodput=len(met) / length_s,
+        goodput_prompt_tokens=sum(met) / length_s,
         ttft_s=Spread.of(each.ttft_s for each in ok if each.ttft_s is not None),
         tpot_s=Spread.of(each.tpot_s for each in ok if each.tpot_s is not None),
     )
@@ -147,6 +150,7 @@ def figures(counted: Counted) -> dict[str, Any]:
         "met": counted.met,
         "attainment": counted.attainment,
         "goodput": counted.goodput,
+        "goodput_prompt_tokens": counted.goodput_prompt_tokens,
         "ttft_s": of(counted.ttft_s),
         "tpot_s": of(counted.tpot_s),
     }

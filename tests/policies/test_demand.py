@@ -7,27 +7,36 @@ from typing import Any
 import pytest
 
 from pd.policies.demand import DemandWatch
+from pd.policies.lengths import OutputLengths
 from pd.types import SLO
 
 
-def ask(watch: DemandWatch, count: int, start: float = 0.0, **more: Any) -> float:
+class Watch(DemandWatch):
+    """With the lengths that the coordinator keeps beside it."""
+
+    def __init__(self) -> None:
+        self.lengths = OutputLengths()
+        super().__init__(self.lengths)
+
+
+def ask(watch: Watch, count: int, start: float = 0.0, max_tokens: int = 40, **more: Any) -> float:
     """Two a second: when the last came."""
     values: dict[str, Any] = {
         "num_tokens": 100,
         "num_computed": 60,
         "outputs": 1,
-        "max_tokens": 40,
         "slo": SLO(),
     }
     now = start
     for number in range(count):
         now = start + number / 2
         watch.asked(**{**values, **more}, now=now)
+        watch.lengths.asked(max_tokens, now)
     return now
 
 
 def test_nothing_is_said_of_few() -> None:
-    watch = DemandWatch()
+    watch = Watch()
     now = ask(watch, 7)
     assert watch.demand(now, 1.0, 0.1) is None
     now = ask(watch, 1, now + 0.5)
@@ -35,7 +44,7 @@ def test_nothing_is_said_of_few() -> None:
 
 
 def test_what_came_is_told() -> None:
-    watch = DemandWatch()
+    watch = Watch()
     now = ask(watch, 80, outputs=2, slo=SLO(3.0, None))
     demand = watch.demand(now, 1.0, 0.1)
     assert demand is not None
@@ -47,11 +56,12 @@ def test_what_came_is_told() -> None:
 
 
 def test_outputs_that_end_early_count_for_what_they_were() -> None:
-    watch = DemandWatch()
+    watch = Watch()
     now = ask(watch, 20)
     for _ in range(20):
-        watch.ended(10, 40, now)
-    watch.ended(5, 0, now)  # of an earlier coordinator: what it might have been is not known
+        watch.lengths.ended(10, 40, now)
+    # Of an earlier coordinator: what it might have been is not known.
+    watch.lengths.ended(5, 0, now)
     demand = watch.demand(now, 1.0, 0.1)
     assert demand is not None and demand.output_tokens == pytest.approx(10)
     now = ask(watch, 100, now, max_tokens=400)
@@ -60,7 +70,7 @@ def test_outputs_that_end_early_count_for_what_they_were() -> None:
 
 
 def test_prompts_of_different_lengths_have_a_spread() -> None:
-    watch = DemandWatch()
+    watch = Watch()
     now = 0.0
     for number in range(200):
         now = ask(watch, 1, now + 0.5, num_computed=1000 if number % 10 == 0 else 10)
@@ -70,7 +80,7 @@ def test_prompts_of_different_lengths_have_a_spread() -> None:
 
 def test_other_targets_are_believed_within_seconds() -> None:
     """Lengths are averaged over many, since they differ from one request to the next."""
-    watch = DemandWatch()
+    watch = Watch()
     now = ask(watch, 60, slo=SLO(6.0, 0.045), num_computed=100)
     now = ask(watch, 20, now + 0.5, slo=SLO(1.0, 0.2), num_computed=10)
     demand = watch.demand(now, 9.0, 9.0)

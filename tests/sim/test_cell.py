@@ -232,4 +232,4 @@ def test_roles_follow_the_load() -> None:
     assert all(each.status == "ok" for each in result.outcomes)
     nodes, roles = zip(*(each.split(" becomes a ") for each in decided), strict=True)
     assert roles == ("prefill node", "decode node")
-    assert nodes[0] == "decode-1"
+    assert nodes == ("decode-1", "decode-1")
