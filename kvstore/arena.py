@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvstore.layout import KVLayout
 from kvstore.segment import Segment, populate
-from pd.errors import TransferError
+from pd.errors import ConfigError, TransferError
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,24 @@ class KVArena:
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self.blocks = self._view()
+
+    @classmethod
+    def resident(cls, layout: KVLayout, num_blocks: int, *, shared: bool, option: str) -> KVArena:
+        """One whose pages are all in memory. ConfigError, which names the option to lower, if
+        they do not fit."""
+        arena = None
+        try:
+            arena = cls(layout, num_blocks, shared=shared)
+            arena.populate()
+        except (MemoryError, OSError) as error:
+            if arena is not None:
+                arena.close()
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(
+                f"no memory for {num_blocks * layout.block_bytes / 2**20:.0f} MiB of KV cache: "
+                f"{why}; set a smaller {option}"
+            ) from None
+        return arena
 
     @classmethod
     def attach(cls, layout: KVLayout, name: str) -> KVArena:

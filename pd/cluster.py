@@ -98,7 +98,6 @@ class Cluster:
         try:
             await_hosts(config, progress, time.monotonic() + config.cluster.start_timeout_s)
             check_resources(config, free=beside is not None)
-            check_bind(config.cluster.bind)
             check_host(config.gateway.host)
             if inherited and beside is not None:
                 listener = beside.listener

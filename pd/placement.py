@@ -201,6 +201,11 @@ def place_of(role: Role) -> dict[str, float]:
     return {name: 1.0} if name in ray.cluster_resources() else {}
 
 
+def _takes(config: Config, role: Role) -> dict[str, float]:
+    """What a node of this role uses up, its place included."""
+    return {**needs_of(config), **place_of(role)}
+
+
 def check_resources(config: Config, *, free: bool = False) -> None:
     """Raises ConfigError if Ray has too little for the nodes: it would wait without a word.
 
@@ -227,7 +232,7 @@ def check_resources(config: Config, *, free: bool = False) -> None:
 def check_room(config: Config, role: Role) -> None:
     """Raises PDError if Ray has nothing left for one more node of this role."""
     free = ray.available_resources()
-    for name, need in {**needs_of(config), **place_of(role)}.items():
+    for name, need in _takes(config, role).items():
         if need > free.get(name, 0.0):
             raise PDError(
                 f"no room for one more {role} node: it needs {need:g} {name} and the Ray cluster "
@@ -239,7 +244,7 @@ def room_for(config: Config, roles: Iterable[Role]) -> list[Role]:
     """Those of these nodes that Ray has room for, all together."""
     free, found = dict(ray.available_resources()), []
     for role in roles:
-        needs = {**needs_of(config), **place_of(role)}
+        needs = _takes(config, role)
         if all(need <= free.get(name, 0.0) for name, need in needs.items()):
             free |= {name: free.get(name, 0.0) - need for name, need in needs.items()}
             found.append(role)
@@ -252,5 +257,7 @@ def ask_for_hosts(config: Config, roles: Iterable[Role]) -> None:
     It keeps as many hosts until it is asked for something else: for nothing, hosts stay for as
     long as something runs there. One that nothing autoscales takes no notice.
     """
-    each = {name: need for name, need in needs_of(config).items() if need > 0}
-    request_resources(bundles=[{**each, **place_of(role)} for role in roles])
+    taken = [_takes(config, role) for role in roles]
+    request_resources(
+        bundles=[{name: need for name, need in each.items() if need > 0} for each in taken]
+    )

@@ -187,7 +187,8 @@ async def measure(
         endpoint = await probe(http, url, vocabulary=vocab_size)
         for workload, spec in specs.items():
             for label, slo in targets:
-                say(f"{name}, {workload}, {label}: TTFT {slo.ttft_s} s, TPOT {slo.tpot_s} s")
+                limits = f"TTFT {slo.ttft_s:.2f} s, TPOT {slo.tpot_s:.4f} s"
+                say(f"{name}, {workload}, {label}: {limits}")
                 bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup, args.ramp)
                 salt += 1 << 20
                 await bench.warm_up()

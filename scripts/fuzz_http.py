@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Requests made from the OpenAPI description, good and bad: no 5xx, no hang, nothing left over.
 
-    python scripts/fuzz_http.py --cases 20000 --out benchmarks/fuzz_http.json
+    python scripts/fuzz_http.py --cases 20000 --json benchmarks/fuzz_http.json
 
 The gateway is the real one, over real sockets; the cell behind it answers every request at once,
 with as many tokens as it was asked for. Schemathesis makes the requests: bodies, headers and
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 from benchlib.environment import environment  # noqa: E402
-from benchlib.report import write_json  # noqa: E402
+from benchlib.report import options_of, write_json  # noqa: E402
 from front import eventually, serving  # noqa: E402
 from http_fuzz import Fuzz  # noqa: E402
 from text_model import write_text_model  # noqa: E402
@@ -59,8 +59,8 @@ def main() -> int:
     for failure in fuzz.failures:
         print(f"FAILED: {failure}", file=sys.stderr)
     print({key: value for key, value in figures.items() if key != "failures"})
-    if args.out:
-        write_json(args.out, {**report, **figures})
+    if args.json:
+        write_json(args.json, {"environment": report, "options": options_of(args), **figures})
     return 1 if fuzz.failures else 0
 
 
@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
     return parser.parse_args()
 
 

@@ -60,11 +60,8 @@ class PoolProcess:
             secret=launch.secret,
             max_message_bytes=config.transfer.max_message_bytes,
         )
-        self._arena = KVArena(layout, num_pages, shared="shm" in config.transfer.transports)
-        try:
-            self._arena.populate()
-        except MemoryError as error:
-            raise ConfigError(f"{error}; set a smaller pool_dram_gib") from None
+        shared = "shm" in config.transfer.transports
+        self._arena = KVArena.resident(layout, num_pages, shared=shared, option="pool_dram_gib")
         self._hub = make_hub(
             launch.pool_id, launch.cluster_id, self._arena, config, launch.secret,
             self._mailbox.wake,

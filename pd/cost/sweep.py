@@ -29,6 +29,14 @@ class Point:
             load += StepLoad.chunk(num_tokens, start)
         return load
 
+    def within(self, max_tokens: int, max_batch: int, max_context: int) -> bool:
+        """Whether it has at most so many tokens and sequences, and none longer than that."""
+        return (
+            self.load.tokens <= max_tokens
+            and self.load.rows <= max_batch
+            and max(self.lengths) <= max_context
+        )
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of KV that each of its sequences holds after the step."""
@@ -100,12 +108,8 @@ class Sweep:
             yield Point(((start, size),), (each,) * batch)
 
     def _fits(self, point: Point) -> bool:
-        return (
-            point.load.tokens <= self.max_tokens
-            and point.load.rows <= self.max_batch
-            and max(point.lengths) <= self.max_context
-            and sum(point.lengths) <= self.room
-        )
+        within = point.within(self.max_tokens, self.max_batch, self.max_context)
+        return within and sum(point.lengths) <= self.room
 
 
 def first_points(
@@ -138,9 +142,7 @@ def first_points(
     return [
         point
         for point in dict.fromkeys(points)
-        if point.load.tokens <= max_tokens
-        and point.load.rows <= max_batch
-        and max(point.lengths) <= max_context
+        if point.within(max_tokens, max_batch, max_context)
         and sum(-(-length // block_size) for length in point.lengths) <= num_blocks
     ]
 

@@ -16,7 +16,6 @@ from kvstore.layout import KVLayout
 from kvstore.transport.hub import TransportHub
 from pd.config import Config, Device
 from pd.cost.sweep import first_points
-from pd.errors import ConfigError
 from pd.limits import node_limits
 from pd.mailbox import Mailbox
 from pd.messages import NodeHello
@@ -139,16 +138,9 @@ class NodeProcess:
         num_blocks = max(1, (kv_bytes or 0) // layout.block_bytes)
         shared = "shm" in config.transfer.transports
         if kind == "cpu":
-            try:
-                self._arena = KVArena(layout, num_blocks, shared=shared)
-                self._arena.populate()
-            except MemoryError as error:
-                raise ConfigError(f"{error}; set a smaller kv_cache_gib") from None
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot map {num_blocks * layout.block_bytes / 2**20:.0f} MiB for the KV "
-                    f"cache: {error.strerror}; set a smaller kv_cache_gib"
-                ) from None
+            self._arena = KVArena.resident(
+                layout, num_blocks, shared=shared, option="kv_cache_gib"
+            )
         engine = Engine(
             model.model,
             device=model.device,

@@ -81,7 +81,8 @@ def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: 
             break
         share = last_s / wait_s
         came = coming * share + MOST_OF * math.sqrt(coming * share * (1.0 - share))
-        there = min(there, running * math.exp(1.0 - 1.0 / share) + came)
+        left = 1.0 - wait_s / last_s if last_s else -math.inf
+        there = min(there, running * math.exp(left) + came)
     return there
 
 

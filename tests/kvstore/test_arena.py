@@ -171,6 +171,31 @@ def test_more_than_there_is_room_for_is_refused() -> None:
         KVArena(layout, room() // layout.block_bytes + 2, shared=True)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_pages_that_memory_does_not_hold_name_the_option_and_leave_nothing(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arenas: list[tuple[KVArena, str | None]] = []
+
+    def full(arena: KVArena, pause_s: float = 0.0) -> None:
+        arenas.append((arena, arena.name))
+        raise MemoryError("only 0 of 1 MiB fit")
+
+    monkeypatch.setattr(KVArena, "populate", full)
+    with pytest.raises(ConfigError, match="only 0 of 1 MiB fit; set a smaller kv_cache_gib"):
+        KVArena.resident(LAYOUT, 3, shared=shared, option="kv_cache_gib")
+    [(arena, name)] = arenas
+    assert len(arena.blocks) == 0
+    assert name is None or not exists(name)
+
+
+def test_more_than_an_address_space_holds_names_the_option() -> None:
+    with pytest.raises(ConfigError, match="no memory for .* set a smaller pool_dram_gib"):
+        KVArena.resident(
+            LAYOUT, (1 << 55) // LAYOUT.block_bytes, shared=False, option="pool_dram_gib"
+        )
+
+
 def test_segments_of_a_killed_process_are_swept() -> None:
     script = (
         "from kvstore.segment import Segment; import time\n"

@@ -90,6 +90,27 @@ def test_where_a_first_token_is_further_away_than_outputs_last_not_all_decode_at
 
 
 @given(
+    st.integers(0, 300), st.integers(0, 300), st.integers(0, 10**9), st.floats(1.0, 1e4),
+    st.sampled_from((0.0, 1e-9, 0.01)), st.sampled_from((1e-9, 0.001)),
+    st.sampled_from((0.0, 5e-324, 2.0)),
+)  # fmt: skip
+def test_never_more_are_foreseen_than_there_are_nor_fewer_than_come(
+    running: int, coming: int, waiting: int, mean_output: float, step_s: float, per_seq_s: float,
+    ended: float,
+) -> None:  # fmt: skip
+    """Steps that take nothing when nobody decodes, queues of years, a node where none ever ends."""
+    pace = paced(step_s, per_seq_s)
+    counts = {"num_running": running, "num_reserving": coming, "max_num_seqs": 256}
+    node = at("d0", "decode", pace=pace, ended=ended, **counts)
+    start = at("p0", "prefill", prefill_rate=1000.0, waiting_tokens=waiting)
+    told = forecast(start, node, replace(prompt(100), mean_output=mean_output)).tpot_s
+    every = forecast(start, node, replace(prompt(100), mean_output=None)).tpot_s
+    alone = forecast(start, at("d0", "decode", pace=pace), prompt(100)).tpot_s
+    assert told is not None and every is not None and alone is not None
+    assert alone * 0.999 <= told <= every * 1.001
+
+
+@given(
     st.one_of(st.none(), st.floats(0.001, 100)), st.floats(0.0, 50),
     st.one_of(st.none(), st.floats(0.001, 10)), st.floats(0, 1), st.floats(0, 100),
     st.one_of(st.none(), st.floats(0.001, 100)), st.one_of(st.none(), st.floats(0.001, 10)),
