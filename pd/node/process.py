@@ -138,9 +138,7 @@ class NodeProcess:
         num_blocks = max(1, (kv_bytes or 0) // layout.block_bytes)
         shared = "shm" in config.transfer.transports
         if kind == "cpu":
-            self._arena = KVArena.resident(
-                layout, num_blocks, shared=shared, option="kv_cache_gib"
-            )
+            self._arena = KVArena.resident(layout, num_blocks, shared=shared, option="kv_cache_gib")
         engine = Engine(
             model.model,
             device=model.device,
