@@ -2,8 +2,8 @@
 """Goodput of a 70B model on 16 and on 256 GPUs, simulated: scripts/bench_goodput_at_scale.py --help
 
 For each trace and size: static splits of prefill and decode nodes, mixed nodes with chunked
-prefill at the best size of a chunk, and ours: the layout of the best static split with roles,
-ways and chunks left to the coordinator. The best of the others also run with what is predicted to
+prefill at the best size of a chunk, and ours, with roles, ways and chunks left to the coordinator,
+from the best static split and from mixed nodes. The best of the others also run with what is predicted to
 miss its targets rejected, as ours do, so that it shows what of the difference is that. With
 `--search` also the best that `pd tune` finds.
 """
@@ -42,7 +42,9 @@ TRACES = {
 SPLITS = (0.25, 0.5, 0.75)  # of the nodes for prefill
 CHUNKS = (512, 2048, 8192)  # of mixed nodes
 MIXED, REJECTS = "mixed, best chunk", "early rejection"
-OURS = {"balance": True, "disaggregate": "auto", "chunk_sizes": "adaptive"}
+OURS = {
+    "balance": True, "balance_mixed": True, "disaggregate": "auto", "chunk_sizes": "adaptive"
+}  # fmt: skip
 BLOCK = 64
 PUBLISHED = [
     ("Mooncake, effective requests against vLLM", "+59 to +498 %"),
@@ -104,7 +106,9 @@ def compare(problem: Problem, kind: str, args: argparse.Namespace) -> dict[str, 
             f"{name}, {REJECTS}": found[name].candidate.with_options(admission="predicted")
             for name in (split, MIXED)
         }
-        again["ours"] = again[f"{split}, {REJECTS}"].with_options(**OURS)
+        for start, name in (("the best split", split), ("mixed nodes", MIXED)):
+            ours = again[f"{name}, {REJECTS}"].with_options(**OURS)
+            again[f"ours, from {start}"] = ours.with_options(max_num_batched_tokens=CHUNKS[-1])
         best = max(one.rate for one in found.values())
         if args.search:
             searched = Search(problem, workers, 60 * args.search).run().best

@@ -2,7 +2,8 @@
 
 Prefill nodes are a queue with several servers (waits as in Sakasegawa's approximation, their tail
 exponential), decode nodes a batch as large as the TPOT target, memory and the configuration let
-it be (Little's law); mixed nodes are both, their steps longer while there are chunks in them.
+it be (Little's law); mixed nodes are both, their steps longer while there are chunks in them, which
+are of the best size that is allowed where nodes choose it.
 This orders candidates and leaves out hopeless ones. What they are worth is simulated.
 """
 
@@ -15,7 +16,7 @@ from functools import lru_cache
 
 from pd.config import Config
 from pd.cost.load import StepLoad
-from pd.tune.candidate import Candidate
+from pd.tune.candidate import Candidate, Group
 from pd.tune.demand import Demand
 from pd.tune.fleet import Fleet, NodeKind
 
@@ -23,6 +24,7 @@ _HALVINGS = 18
 _ROUNDS = 8  # of the batch that makes the step time that makes the batch
 _BATCH_SHARE = 0.9  # of the largest batch: arrivals are not even
 _FULL = 0.97
+_SMALLEST = 64  # tokens of a chunk that nodes choose themselves
 
 
 class Estimator:
@@ -51,12 +53,20 @@ class Estimator:
             rate += self._highest(lambda each: each <= most and work.in_time(each) >= self.goal)
         if "mixed" in groups:
             mixed = groups["mixed"]
-            work = self._work(mixed.kind, mixed.count, chunk)
-            kind = self.fleet.kind(mixed.kind)
-            rate += self._highest(
-                lambda each: self._mixed(each, kind, mixed.count, chunk, seqs, work) >= self.goal
-            )
+            sizes = _sizes(chunk) if self._adaptive(config) else [chunk]
+            rate += max(self._mixed_rate(mixed, size, seqs) for size in sizes)
         return rate
+
+    def _adaptive(self, config: Config) -> bool:
+        """Whether mixed nodes make their chunks as small as their outputs need them."""
+        return config.scheduler.chunk_sizes == "adaptive" and self.demand.slo.tpot_s is not None
+
+    def _mixed_rate(self, group: Group, chunk: int, seqs: int) -> float:
+        work = self._work(group.kind, group.count, chunk)
+        kind = self.fleet.kind(group.kind)
+        return self._highest(
+            lambda each: self._mixed(each, kind, group.count, chunk, seqs, work) >= self.goal
+        )
 
     def room(self, kind: NodeKind) -> float:
         """Tokens of KV on a node."""
@@ -183,6 +193,11 @@ class _Work:
             if slack >= 0.0:
                 met += 1 - waits * math.exp(-min(700.0, slack * waits / max(wait_s, 1e-12)))
         return met / len(self.times)
+
+
+def _sizes(chunk: int) -> list[int]:
+    """Of chunks that may have up to so many tokens."""
+    return [chunk >> halvings for halvings in range(8) if chunk >> halvings >= _SMALLEST] or [chunk]
 
 
 def _below(deviations: float) -> float:

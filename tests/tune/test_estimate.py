@@ -62,6 +62,20 @@ def test_an_estimate_is_near_what_is_simulated(groups: dict[str, int]) -> None:
     assert found.finished and found.rate / 3 <= guess <= found.rate * 3
 
 
+@pytest.mark.parametrize("tpot_s", [0.03, 0.06])
+def test_chunks_that_adapt_are_of_the_best_size_allowed(tpot_s: float) -> None:
+    sizes = (64, 128, 256, 512)
+    slo = SLO(0.5, tpot_s)
+    fixed = [
+        rate({"mixed": 2}, slo, max_num_batched_tokens=size, chunk_sizes="fixed") for size in sizes
+    ]
+    adaptive = [rate({"mixed": 2}, slo, max_num_batched_tokens=size) for size in sizes]
+    assert adaptive == pytest.approx([max(fixed[: i + 1]) for i in range(len(sizes))])
+    assert max(fixed) > min(fixed)
+    without = SLO(0.5, None)  # then nothing says how small
+    assert rate({"mixed": 2}, without) == rate({"mixed": 2}, without, chunk_sizes="fixed")
+
+
 def test_rank_correlation() -> None:
     assert rank_correlation([(1, 1), (2, 2)]) is None
     assert rank_correlation([(1, 5), (2, 6), (9, 7)]) == 1.0
