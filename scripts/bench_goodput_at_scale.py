@@ -3,9 +3,9 @@
 
 For each trace and size: static splits of prefill and decode nodes, mixed nodes with chunked
 prefill at the best size of a chunk, and ours, with roles, ways and chunks left to the coordinator,
-from the best static split and from mixed nodes. The best of the others also run with what is predicted to
-miss its targets rejected, as ours do, so that it shows what of the difference is that. With
-`--search` also the best that `pd tune` finds.
+from the best static split and from mixed nodes. The best of the others also run with what is
+predicted to miss its targets rejected, as ours do, so that it shows what of the difference is
+that. With `--search` also the best that `pd tune` finds.
 """
 
 from __future__ import annotations
