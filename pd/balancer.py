@@ -11,7 +11,6 @@ from statistics import fmean
 from pd.members import Members
 from pd.outbox import Decided, Outbox
 from pd.policies.balance import BalanceOptions, BalanceState, Change, NodeLoad, balance
-from pd.policies.candidate import Candidate
 from pd.policies.demand import DemandWatch
 from pd.policies.goodput import Speed
 from pd.policies.lengths import OutputLengths
@@ -27,13 +26,14 @@ class Balancer:
     turn of the coordinator."""
 
     def __init__(
-        self, options: BalanceOptions, members: Members, outbox: Outbox, lengths: OutputLengths
-    ) -> None:
+        self, options: BalanceOptions, members: Members, outbox: Outbox, lengths: OutputLengths,
+        *, sheds: bool,
+    ) -> None:  # fmt: skip
         self.options = options
         self.state = BalanceState()
         self.reshaping = ReshapeState()
         self._watch = LoadWatch()
-        self._demand = DemandWatch(lengths)
+        self._demand = DemandWatch(lengths, sheds=sheds)
         self._members = members
         self._outbox = outbox
         self._next_look = 0.0
@@ -100,11 +100,6 @@ class Balancer:
             base_s=fmean(times.step_s(0.0, 0.0) for _, times in nodes),
             per_seq_s=fmean(times.per_seq_s(context) for _, times in nodes),
             per_prompt_token_s=fmean(times.per_prompt_token_s for _, times in nodes),
-            max_seqs=max(1.0, fmean(_room(node, context) for node, _ in nodes)),
+            max_seqs=fmean(node.max_num_seqs for node, _ in nodes),
+            room_tokens=fmean(node.snapshot.num_blocks * node.block_size for node, _ in nodes),
         )
-
-
-def _room(node: Candidate, context: float) -> float:
-    """Sequences of so much context that there is room for."""
-    tokens = node.snapshot.num_blocks * node.block_size
-    return min(node.max_num_seqs, tokens / max(1.0, context))

@@ -92,7 +92,10 @@ class Coordinator:
         self._lengths = OutputLengths()
         self.router = Router(limits.router, self.members, self.holders, self._lengths)
         self.health = Health(limits.breaker, self.members, self.outbox)
-        self._steering = Steering(limits.balance, self.members, self.outbox, self._lengths)
+        self._steering = Steering(
+            limits.balance, self.members, self.outbox, self._lengths,
+            sheds=limits.admission == "predicted",
+        )  # fmt: skip
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.

@@ -13,7 +13,7 @@ from pd.types import Work
 
 class Steering:
     """`sent` for every prompt, `tick` on every turn of the coordinator. Without `balance` roles
-    stay; numbers do until `scaler` has bounds."""
+    stay; numbers do until `scaler` has bounds. It `sheds` what is predicted to be late."""
 
     def __init__(
         self,
@@ -21,8 +21,13 @@ class Steering:
         members: Members,
         outbox: Outbox,
         lengths: OutputLengths,
+        *,
+        sheds: bool,
     ) -> None:
-        self._balancer = None if balance is None else Balancer(balance, members, outbox, lengths)
+        self._balancer = (
+            None if balance is None
+            else Balancer(balance, members, outbox, lengths, sheds=sheds)
+        )  # fmt: skip
         self.scaler = Scaler(members, outbox)
 
     def sent(self, node_id: str, work_s: float) -> None:

@@ -187,7 +187,9 @@ def show(name: str, slo: SLO, rows: dict[str, Any]) -> None:
         f"{name}, TTFT {slo.ttft_s:g} s, TPOT {slo.tpot_s:g} s: simulated goodput, requests/s",
         ("", "configuration", "goodput/s", "per GPU", "to mixed", "to best static split"),
         [
-            (key, each["layout"], f"{each['goodput']:.3f}", f"{each['goodput_per_gpu']:.4f}",
+            (key, each["layout"],
+             f"{each['goodput']:.3f}" + ("" if each["finished"] else " or more"),
+             f"{each['goodput_per_gpu']:.4f}",
              ratio(each["goodput"], mixed), ratio(each["goodput"], static))
             for key, each in rows.items()
         ],

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pd.policies.chunk import SHARE
+from pd.policies.pace import MOST_OF
 from pd.types import Role
 
-_LATE = 0.1  # share of requests that may miss a target
+LATE = 0.1  # share of requests that may miss a target
 _HALVINGS = 60
 _LEAST_S = 1e-6  # that anything takes, whatever was learnt
 
@@ -29,8 +30,9 @@ _LEAST_S = 1e-6  # that anything takes, whatever was learnt
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What requests are like lately, in the mean: how many come in a second, the tokens of their
-    prompts that have to be computed and the variance of these over their square, how many outputs
-    each asks for and of how many tokens, an output's context, and the targets in seconds."""
+    prompts that have to be computed, how many outputs each asks for and of how many tokens, an
+    output's context, and the targets in seconds. A spread is a variance over the square of its
+    mean."""
 
     per_s: float
     prompt_tokens: float
@@ -38,6 +40,7 @@ class Demand:
     outputs: float
     output_tokens: float
     context: float
+    context_spread: float
     ttft_s: float
     tpot_s: float
 
@@ -45,12 +48,13 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Speed:
     """Of an average node: a step takes `base_s`, and more for every sequence that decodes in it
-    and every prompt token; it has room for `max_seqs` sequences."""
+    and every prompt token; it runs up to `max_seqs` sequences, if their KV fits."""
 
     base_s: float
     per_seq_s: float
     per_prompt_token_s: float
     max_seqs: float
+    room_tokens: float  # of KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def decode_per_s(demand: Demand, speed: Speed) -> float:
     spare_s = SHARE * demand.tpot_s - speed.base_s
     if spare_s <= 0.0:
         return 0.0
-    seqs = min(speed.max_seqs, spare_s / speed.per_seq_s if speed.per_seq_s else math.inf)
+    seqs = min(most_seqs(demand, speed), spare_s / speed.per_seq_s if speed.per_seq_s else math.inf)
     step_s = max(_LEAST_S, speed.base_s + seqs * speed.per_seq_s)
     return seqs / (demand.outputs * max(1.0, demand.output_tokens) * step_s)
 
@@ -141,6 +145,7 @@ def mixed_per_s(demand: Demand, speed: Speed) -> float:
     pace_s = SHARE * demand.tpot_s
     work_s = max(_LEAST_S, demand.prompt_tokens * speed.per_prompt_token_s)
     tokens = demand.outputs * max(1.0, demand.output_tokens)
+    most = most_seqs(demand, speed)
 
     def holds(per_s: float) -> bool:
         # A token takes a step and the prompts in between, which is t = step + t * per_s * work,
@@ -151,18 +156,26 @@ def mixed_per_s(demand: Demand, speed: Speed) -> float:
         token_s = speed.base_s / left
         seqs = per_s * tokens * token_s
         share = 1.0 - (speed.base_s + seqs * speed.per_seq_s) / pace_s
-        if token_s > pace_s or seqs > speed.max_seqs or share <= 0.0:
+        if token_s > pace_s or seqs > most or share <= 0.0:
             return False
         paced_s = work_s / share
-        return _late(per_s * paced_s, demand.ttft_s, paced_s, demand.prompt_spread) <= _LATE
+        return _late(per_s * paced_s, demand.ttft_s, paced_s, demand.prompt_spread) <= LATE
 
     return _largest(holds, 1.0 / (work_s + tokens * speed.per_seq_s))
+
+
+def most_seqs(demand: Demand, speed: Speed) -> float:
+    """How many sequences there may be on a node in the mean, if its KV has room for all that are
+    there nine times of ten: they come independently, and their contexts differ."""
+    fit = speed.room_tokens / max(1.0, demand.context)
+    more = MOST_OF * math.sqrt(1.0 + demand.context_spread)
+    return min(speed.max_seqs, ((math.sqrt(more * more + 4.0 * fit) - more) / 2.0) ** 2)
 
 
 def busy_share(target_s: float, work_s: float, spread: float) -> float:
     """How busy one that computes prompts of `work_s` in the mean may be, if no more than a tenth
     of them are to have waited so long that they miss the target."""
-    return _largest(lambda share: _late(share, target_s, work_s, spread) <= _LATE, 1.0)
+    return _largest(lambda share: _late(share, target_s, work_s, spread) <= LATE, 1.0)
 
 
 def _late(share: float, target_s: float, work_s: float, spread: float) -> float:

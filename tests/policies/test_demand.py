@@ -14,9 +14,9 @@ from pd.types import SLO
 class Watch(DemandWatch):
     """With the lengths that the coordinator keeps beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sheds: bool = False) -> None:
         self.lengths = OutputLengths()
-        super().__init__(self.lengths)
+        super().__init__(self.lengths, sheds=sheds)
 
 
 def ask(watch: Watch, count: int, start: float = 0.0, max_tokens: int = 40, **more: Any) -> float:
@@ -76,6 +76,31 @@ def test_prompts_of_different_lengths_have_a_spread() -> None:
         now = ask(watch, 1, now + 0.5, num_computed=1000 if number % 10 == 0 else 10)
     demand = watch.demand(now, 1.0, 0.1)
     assert demand is not None and 3.0 < demand.prompt_spread <= 4.0
+
+
+def test_where_late_ones_are_rejected_the_longest_tenth_is_not_reckoned_with() -> None:
+    """But for the room that they take while they are there, since not only they are rejected."""
+    serves, sheds = Watch(), Watch(sheds=True)
+    for watch in (serves, sheds):
+        now = 0.0
+        for number in range(200):
+            long = number % 10 == 0
+            now = ask(watch, 1, now + 0.5, num_tokens=2000 if long else 20,
+                      num_computed=1000 if long else 10)  # fmt: skip
+    every, short = serves.demand(now, 1.0, 0.1), sheds.demand(now, 1.0, 0.1)
+    assert every is not None and short is not None
+    assert every.prompt_tokens == pytest.approx(109, rel=0.2)
+    assert short.prompt_tokens == pytest.approx(10) and short.prompt_spread == pytest.approx(0.0)
+    assert every.context == short.context == pytest.approx(218 + 20, rel=0.2)
+    assert every.context_spread == short.context_spread == 4.0
+
+
+def test_what_came_long_ago_is_forgotten() -> None:
+    watch = Watch()
+    now = ask(watch, 500, num_computed=1000)
+    now = ask(watch, 48, now + 0.5, num_computed=10)
+    demand = watch.demand(now, 1.0, 0.1)
+    assert demand is not None and demand.prompt_tokens == 10
 
 
 def test_other_targets_are_believed_within_seconds() -> None:

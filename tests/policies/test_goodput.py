@@ -18,6 +18,7 @@ from pd.policies.goodput import (
     busy_share,
     decode_per_s,
     mixed_per_s,
+    most_seqs,
     prefill_per_s,
 )
 
@@ -36,6 +37,7 @@ demands = st.builds(
     outputs=st.floats(1, 8),
     output_tokens=st.floats(1, 2000),
     context=st.floats(1, 1e4),
+    context_spread=st.floats(0, 4),
     ttft_s=st.floats(0.01, 20),
     tpot_s=st.floats(0.001, 1),
 )
@@ -45,6 +47,7 @@ speeds = st.builds(
     per_seq_s=st.floats(0, 0.01),
     per_prompt_token_s=st.floats(1e-6, 0.01),
     max_seqs=st.floats(1, 512),
+    room_tokens=st.floats(1e3, 1e7),
 )
 counts = st.integers(0, 6)
 roles = st.builds(Roles, counts, counts, counts)
@@ -145,3 +148,22 @@ def test_changes_are_counted() -> None:
 def test_what_there_is_is_named() -> None:
     assert str(Roles(2, 0, 1)) == "2 prefill + 1 mixed"
     assert Roles(2, 0, 1).changed("prefill", "decode") == Roles(1, 1, 1)
+
+
+@given(demands, speeds)
+def test_what_is_there_nine_times_of_ten_fits(demand: Demand, speed: Speed) -> None:
+    mean = most_seqs(demand, speed)
+    assert 0.0 < mean <= speed.max_seqs
+    most = mean + 1.28 * math.sqrt(mean * (1.0 + demand.context_spread))
+    assert most * demand.context <= speed.room_tokens * (1 + 1e-9)
+    wider = replace(demand, context_spread=demand.context_spread + 1.0)
+    assert most_seqs(wider, speed) <= mean
+    assert most_seqs(demand, replace(speed, room_tokens=2 * speed.room_tokens)) >= mean
+
+
+def test_few_long_contexts_leave_room_for_fewer_than_many_alike() -> None:
+    """515,000 tokens are 35 contexts of 14,800; of Mooncake's lengths some 25 in the mean."""
+    speed = replace(SPEED, room_tokens=515_000)
+    alike = most_seqs(replace(CHAT, context=14_800, context_spread=0.0), speed)
+    mooncake = most_seqs(replace(CHAT, context=14_800, context_spread=1.5), speed)
+    assert (alike, mooncake) == (pytest.approx(28, abs=0.5), pytest.approx(24.7, abs=0.1))

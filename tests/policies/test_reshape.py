@@ -153,7 +153,7 @@ def test_a_constant_load_comes_to_rest_at_something_no_worse(
     start = Roles(num_prefill, num_decode, num_mixed)
     if start.prefill + start.mixed < min_prefill or start.decode + start.mixed < min_decode:
         return
-    demand = Demand(per_s, prompt, 1.0, 1.0, output, prompt + output / 2, ttft_s, tpot_s)
+    demand = Demand(per_s, prompt, 1.0, 1.0, output, prompt + output / 2, 1.0, ttft_s, tpot_s)
     roles: dict[str, Role] = {f"p{i}": "prefill" for i in range(num_prefill)}
     roles |= {f"d{i}": "decode" for i in range(num_decode)}
     roles |= {f"m{i}": "mixed" for i in range(num_mixed)}
