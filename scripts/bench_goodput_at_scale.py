@@ -11,6 +11,7 @@ that. With `--search` also the best that `pd tune` finds.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -142,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--search", type=float, default=0.0, help="minutes for `pd tune`, 0: none")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput_at_scale.json"))
+    parser.add_argument("--add", action="store_true", help="to what the file has, kept as is")
     args = parser.parse_args(argv)
     kinds = find_kinds([args.cost])
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(args.json.read_text())["goodput"] if args.add else {}
     for trace in [args.only] if args.only else TRACES:
         file, slo = TRACES[trace]
         workload = load_workload(args.traces / file)
