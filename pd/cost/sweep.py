@@ -12,7 +12,8 @@ from pd.types import StepTime
 
 _BESIDE = (16, 64, 256, 1024)  # chunks in mixed steps
 _FIRST_BATCH = 16  # sequences, and tokens of one, in what a node times before it serves
-_FIRST_CONTEXT = 1024
+_FIRST_CONTEXT = 1024  # of its chunks, which compute
+_LONGEST_READ = 16 * _FIRST_CONTEXT  # of its decodes, which read as much of it as there is room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,14 @@ def first_points(
 
     At most `max_tokens` a step, `max_batch` sequences, `max_context` tokens of one. They stay far
     within these where these are large: all nine together take about as long as a long prompt.
+    Decodes have contexts as long as memory allows: what a token of context costs is a few
+    millionths of a step, which short ones do not tell from nothing.
     """
     longest = min(max_context - 1, num_blocks * block_size // 2)
     full = max(1, min(max_tokens, longest))
     batch = max(1, min(_FIRST_BATCH, max_batch, max_tokens // 2, num_blocks // 2))
     late = min(_FIRST_CONTEXT, longest)  # where the last chunk of a long prompt ends
-    long = max(2, min(late, num_blocks // batch * block_size))
+    long = max(2, min(_LONGEST_READ, longest, num_blocks // batch * block_size))
     short, some = max(2, long // 16), max(1, full // 4)
     points = (
         Point(((0, full),)),

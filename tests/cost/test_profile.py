@@ -98,6 +98,21 @@ def test_what_a_node_times_first_is_of_all_kinds() -> None:
         assert times.step_s(*load) == pytest.approx(true, rel=0.1)
 
 
+def test_what_contexts_cost_is_known_where_they_are_long() -> None:
+    """Of a node of 4 GPUs, whose steps read weights for 16 ms and a token of context for 35 ns:
+    steps are timed to a hundredth, and thirty contexts of 13,000 tokens are 14 ms of a step."""
+    points = first_points(8192, 256, 131_072, 8_000, 64)
+    long = max(point.load.decode_context for point in points)
+    assert long > 16 * 13_000
+    times = StepTimes(
+        point.took((16e-3 + 35e-9 * load.decode_context + 58e-6 * load.prefill_tokens) * error)
+        for point, error in zip(points, (1.0, 0.99, 1.01) * 3, strict=False)
+        if (load := point.load)
+    )
+    read_s = times.step_s(30, 30 * 13_000) - times.step_s(30, 0)
+    assert read_s == pytest.approx(35e-9 * 30 * 13_000, rel=0.1)
+
+
 class RecordingEngine:
     """Takes as long as it is told, and keeps the plans."""
 
