@@ -53,11 +53,11 @@ class KVArena:
         except (MemoryError, OSError) as error:
             if arena is not None:
                 arena.close()
-            why = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(
-                f"no memory for {num_blocks * layout.block_bytes / 2**20:.0f} MiB of KV cache: "
-                f"{why}; set a smaller {option}"
-            ) from None
+            why = str(error)
+            if isinstance(error, OSError):
+                size = num_blocks * layout.block_bytes / 2**20
+                why = f"no memory for {size:.0f} MiB of KV cache: {error.strerror}"
+            raise ConfigError(f"{why}; set a smaller {option}") from None
         return arena
 
     @classmethod

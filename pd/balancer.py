@@ -13,7 +13,6 @@ from pd.outbox import Decided, Outbox
 from pd.policies.balance import BalanceOptions, BalanceState, Change, NodeLoad, balance
 from pd.policies.demand import DemandWatch
 from pd.policies.goodput import Speed
-from pd.policies.lengths import OutputLengths
 from pd.policies.reshape import Reshaped, ReshapeState, reshape
 from pd.policies.watch import LoadWatch
 from pd.types import Work
@@ -26,14 +25,13 @@ class Balancer:
     turn of the coordinator."""
 
     def __init__(
-        self, options: BalanceOptions, members: Members, outbox: Outbox, lengths: OutputLengths,
-        *, sheds: bool,
-    ) -> None:  # fmt: skip
+        self, options: BalanceOptions, members: Members, outbox: Outbox, demand: DemandWatch
+    ) -> None:
         self.options = options
         self.state = BalanceState()
         self.reshaping = ReshapeState()
         self._watch = LoadWatch()
-        self._demand = DemandWatch(lengths, sheds=sheds)
+        self._demand = demand
         self._members = members
         self._outbox = outbox
         self._next_look = 0.0

@@ -50,6 +50,7 @@ from pd.outbox import Effect, Outbox
 from pd.policies.admit import Admission, Overload, admit
 from pd.policies.balance import BalanceOptions
 from pd.policies.breaker import BreakerOptions
+from pd.policies.demand import DemandWatch
 from pd.policies.fit import never_fits
 from pd.policies.lengths import OutputLengths
 from pd.router import Query, Route, Router, RouterOptions
@@ -92,10 +93,8 @@ class Coordinator:
         self._lengths = OutputLengths()
         self.router = Router(limits.router, self.members, self.holders, self._lengths)
         self.health = Health(limits.breaker, self.members, self.outbox)
-        self._steering = Steering(
-            limits.balance, self.members, self.outbox, self._lengths,
-            sheds=limits.admission == "predicted",
-        )  # fmt: skip
+        demand = DemandWatch(self._lengths, sheds=limits.admission == "predicted")
+        self._steering = Steering(limits.balance, self.members, self.outbox, demand)
         self._assigned: dict[str, dict[int, Assignment]] = {}
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.

@@ -6,28 +6,23 @@ from pd.balancer import Balancer
 from pd.members import Members
 from pd.outbox import Outbox
 from pd.policies.balance import BalanceOptions
-from pd.policies.lengths import OutputLengths
+from pd.policies.demand import DemandWatch
 from pd.scaler import Scaler
 from pd.types import Work
 
 
 class Steering:
     """`sent` for every prompt, `tick` on every turn of the coordinator. Without `balance` roles
-    stay; numbers do until `scaler` has bounds. It `sheds` what is predicted to be late."""
+    stay; numbers do until `scaler` has bounds."""
 
     def __init__(
         self,
         balance: BalanceOptions | None,
         members: Members,
         outbox: Outbox,
-        lengths: OutputLengths,
-        *,
-        sheds: bool,
+        demand: DemandWatch,
     ) -> None:
-        self._balancer = (
-            None if balance is None
-            else Balancer(balance, members, outbox, lengths, sheds=sheds)
-        )  # fmt: skip
+        self._balancer = None if balance is None else Balancer(balance, members, outbox, demand)
         self.scaler = Scaler(members, outbox)
 
     def sent(self, node_id: str, work_s: float) -> None:

@@ -32,9 +32,10 @@ class Point:
 
     def within(self, max_tokens: int, max_batch: int, max_context: int) -> bool:
         """Whether it has at most so many tokens and sequences, and none longer than that."""
+        load = self.load
         return (
-            self.load.tokens <= max_tokens
-            and self.load.rows <= max_batch
+            load.tokens <= max_tokens
+            and load.rows <= max_batch
             and max(self.lengths) <= max_context
         )
 

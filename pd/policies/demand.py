@@ -35,7 +35,6 @@ class DemandWatch:
     def __init__(self, lengths: OutputLengths, *, sheds: bool) -> None:
         self._kept = 1.0 - LATE if sheds else 1.0
         self._rate = EventRate(_WINDOW_S)
-        self._num_asked = 0
         self._prompts: deque[tuple[float, int, int]] = deque(maxlen=_MOST_SAMPLE)
         self._outputs = RecentMean()
         self._lengths = lengths
@@ -44,7 +43,6 @@ class DemandWatch:
 
     def asked(self, num_tokens: int, num_computed: int, outputs: int, slo: SLO, now: float) -> None:
         """A prompt of so many tokens came, of which some have to be computed."""
-        self._num_asked += 1
         self._rate.count(now)
         self._prompts.append((now, num_computed, num_tokens))
         while len(self._prompts) > _SAMPLE and self._prompts[0][0] < now - _SAMPLE_S:
@@ -57,7 +55,7 @@ class DemandWatch:
 
     def demand(self, now: float, ttft_s: float, tpot_s: float) -> Demand | None:
         """None before a few requests were seen. The targets are those of requests without any."""
-        if self._num_asked < _LEAST:
+        if len(self._prompts) < _LEAST:
             return None
         computed = self._to_compute()
         prompts = [num_tokens for _, _, num_tokens in self._prompts]

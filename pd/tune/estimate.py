@@ -197,7 +197,10 @@ class _Work:
 
 def _sizes(chunk: int) -> list[int]:
     """Of chunks that may have up to so many tokens."""
-    return [chunk >> halvings for halvings in range(8) if chunk >> halvings >= _SMALLEST] or [chunk]
+    sizes = [chunk]
+    while sizes[-1] >= 2 * _SMALLEST:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def _below(deviations: float) -> float:
