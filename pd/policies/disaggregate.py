@@ -11,7 +11,6 @@ from typing import Literal
 from pd.policies.candidate import Candidate, Prompt
 from pd.policies.forecast import Forecast, share_of_target
 from pd.policies.predict import cached_blocks
-from pd.types import SLO
 
 Disaggregate = Literal["auto", "always", "never"]
 
@@ -19,20 +18,23 @@ Disaggregate = Literal["auto", "always", "never"]
 _BETTER = 0.9
 
 
-def whole_is_better(whole: Forecast, split: Forecast, slo: SLO) -> bool:
+def whole_is_better(whole: Forecast, split: Forecast, prompt: Prompt) -> bool:
     """By the target that each is predicted to come nearest to, or miss by most."""
-    near, far = share_of_target(whole, slo), share_of_target(split, slo)
+    near, far = share_of_target(whole, prompt), share_of_target(split, prompt)
     return near < (_BETTER * far if far <= 1.0 else far)
 
 
 def takes_whole(node: Candidate, prompt: Prompt) -> bool:
-    """Whether a decode node can run this prompt in one step between two others without anybody
-    there waiting longer for a token than the request itself would."""
+    """Whether a decode node can run this prompt without harm to its outputs: beside them, if
+    prompts give way, or in one step between two others that nobody there waits longer for than the
+    request itself would. Outputs that take their time keep their room for longer, so where
+    hand-offs wait for room it does not."""
     target, pace = prompt.slo.tpot_s, node.pace
     if target is None or pace is None:
         return False
     if prompt.paced:
-        return pace.step_s(node.num_seqs, node.context) is not None
+        known = pace.step_s(node.num_seqs, node.context) is not None
+        return known and not node.snapshot.num_waiting_room
     if node.num_prompts:
         return False
     tokens = prompt.num_tokens - cached_blocks(node, prompt) * node.block_size

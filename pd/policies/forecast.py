@@ -17,7 +17,6 @@ from pd.policies.candidate import Candidate, Prompt
 from pd.policies.chunk import SHARE, TRICKLE
 from pd.policies.pace import MOST_OF, Pace
 from pd.policies.predict import predict
-from pd.types import SLO
 
 _ROUNDS = 4  # by which what outputs last is worked out from how many there are, and that from this
 
@@ -86,10 +85,15 @@ def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: 
     return there
 
 
-def share_of_target(predicted: Forecast, slo: SLO) -> float:
-    """Predicted time over target, the worse of the two; what is not known is no worry."""
-    pairs = ((predicted.ttft_s, slo.ttft_s), (predicted.tpot_s, slo.tpot_s))
-    return max((value / target for value, target in pairs if value and target), default=0.0)
+def share_of_target(predicted: Forecast, prompt: Prompt) -> float:
+    """Predicted time over target, the worse of the two; what is not known is no worry. Nor is the
+    TPOT of outputs that prompts give way to, as long as they can be kept to it: they are slow then
+    because there is time to spare, which says nothing of how near they are to being late."""
+    ttft, tpot, slo = predicted.ttft_s, predicted.tpot_s, prompt.slo
+    share = ttft / slo.ttft_s if ttft and slo.ttft_s else 0.0
+    if tpot and slo.tpot_s and not (prompt.paced and tpot <= SHARE * slo.tpot_s):
+        share = max(share, tpot / slo.tpot_s)
+    return share
 
 
 def _room_s(decode: Candidate, prompt: Prompt) -> float:

@@ -2,14 +2,18 @@
 
 An estimate by rates, in which a node of each role is held to what misses a target first:
 
-    prefill   prompts wait for those before them: M/G/1, whose tail is taken for exponential
-    decode    a step may take the TPOT target, and takes longer the more sequences are in it
+    prefill   prompts wait for those before them, on the node where they wait least: M/G/c, whose
+              tail is taken for exponential
+    decode    a step may take the TPOT target nine times of ten, and takes longer the more
+              sequences are in it
     mixed     both: steps leave to prompts what outputs on their targets can spare, and prompts
               wait as if computed at that share of the node's speed
 
 Its absolute figures are rough, since nothing is known of bursts; what it is for is to compare one
-set of roles with another for the same requests. For the tail of the wait see Kingman, "On queues in
-heavy traffic" (1962); for how the best roles follow the targets Zhong et al., "DistServe" (2024).
+set of roles with another for the same requests. More nodes of a role take more each, since the
+work of a long prompt is in the way of fewer others. For the tail of the wait see Kingman, "On
+queues in heavy traffic" (1962), and for who has to wait at all Sakasegawa, "An approximation
+formula" (1977); for how the best roles follow the targets Zhong et al., "DistServe" (2024).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from pd.policies.chunk import SHARE
 from pd.policies.pace import MOST_OF
@@ -89,63 +94,58 @@ class Roles:
         return sum(max(0, b - a) for a, b in zip(mine, theirs, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
 class Goodput:
-    """Requests a second that one node of each role can take, where the others keep up."""
+    """Requests a second that sets of nodes serve in time: nodes of this speed, these requests."""
 
-    prefill: float
-    decode: float
-    mixed: float
-
-    @classmethod
-    def of(cls, demand: Demand, speed: Speed) -> Goodput:
-        """Of nodes of this speed for these requests."""
-        return cls(
-            prefill_per_s(demand, speed), decode_per_s(demand, speed), mixed_per_s(demand, speed)
-        )
+    def __init__(self, demand: Demand, speed: Speed) -> None:
+        self.prefill = cache(partial(prefill_per_s, demand, speed))
+        self.decode = cache(partial(decode_per_s, demand, speed))
+        self.mixed = cache(partial(mixed_per_s, demand, speed))
 
     def __call__(self, roles: Roles) -> float:
         """The most requests a second of which these nodes serve nine in ten in time."""
-        pairs = min(roles.prefill * self.prefill, roles.decode * self.decode)
-        return pairs + roles.mixed * self.mixed
+        pairs = min(self.prefill(roles.prefill), self.decode(roles.decode))
+        return pairs + self.mixed(roles.mixed)
 
     def best(self, now: Roles, min_prefill: int = 1, min_decode: int = 1) -> Roles:
         """What as many nodes as now serve most with, of what keeps the minima; of equals what
         takes fewest changes."""
-        nodes, both = now.prefill + now.decode + now.mixed, self.prefill + self.decode
-        found = [now]
-        for mixed in range(nodes + 1):
-            pure = nodes - mixed
-            share = int(pure * self.decode / both) if both else pure // 2
+        nodes, found, share = now.prefill + now.decode + now.mixed, [now], 0
+        for pure in range(nodes + 1):
+            # The most prefill nodes that the others can decode for: never fewer than of one less.
+            while share < pure and self.prefill(share + 1) <= self.decode(pure - share - 1):
+                share += 1
             for prefill in (share, share + 1):
-                roles = Roles(prefill, pure - prefill, mixed)
-                if 0 <= prefill <= pure and roles.keeps(min_prefill, min_decode):
+                roles = Roles(prefill, pure - prefill, nodes - pure)
+                if prefill <= pure and roles.keeps(min_prefill, min_decode):
                     found.append(roles)
         return max(found, key=lambda roles: (self(roles), -now.distance(roles)))
 
 
-def prefill_per_s(demand: Demand, speed: Speed) -> float:
-    """Requests that one prefill node can take."""
+def prefill_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
+    """Requests that so many prefill nodes can take together."""
     work_s = max(_LEAST_S, speed.base_s + demand.prompt_tokens * speed.per_prompt_token_s)
-    return busy_share(demand.ttft_s, work_s, demand.prompt_spread) / work_s
+    return nodes * busy_share(demand.ttft_s, work_s, demand.prompt_spread, nodes) / work_s
 
 
-def decode_per_s(demand: Demand, speed: Speed) -> float:
-    """Requests that one decode node can take."""
+def decode_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
+    """Requests that so many decode nodes can take together."""
     spare_s = SHARE * demand.tpot_s - speed.base_s
-    if spare_s <= 0.0:
+    if spare_s <= 0.0 or not nodes:
         return 0.0
-    seqs = min(most_seqs(demand, speed), spare_s / speed.per_seq_s if speed.per_seq_s else math.inf)
+    seqs = most_seqs(demand, speed, nodes)
+    if speed.per_seq_s:
+        seqs = min(seqs, _mean_below(spare_s / speed.per_seq_s, 0.0, nodes))
     step_s = max(_LEAST_S, speed.base_s + seqs * speed.per_seq_s)
-    return seqs / (demand.outputs * max(1.0, demand.output_tokens) * step_s)
+    return nodes * seqs / (demand.outputs * max(1.0, demand.output_tokens) * step_s)
 
 
-def mixed_per_s(demand: Demand, speed: Speed) -> float:
-    """Requests that one mixed node can take."""
+def mixed_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
+    """Requests that so many mixed nodes can take together."""
     pace_s = SHARE * demand.tpot_s
     work_s = max(_LEAST_S, demand.prompt_tokens * speed.per_prompt_token_s)
     tokens = demand.outputs * max(1.0, demand.output_tokens)
-    most = most_seqs(demand, speed)
+    most = most_seqs(demand, speed, nodes) if nodes else 0.0
 
     def holds(per_s: float) -> bool:
         # A token takes a step and the prompts in between, which is t = step + t * per_s * work,
@@ -159,31 +159,40 @@ def mixed_per_s(demand: Demand, speed: Speed) -> float:
         if token_s > pace_s or seqs > most or share <= 0.0:
             return False
         paced_s = work_s / share
-        return _late(per_s * paced_s, demand.ttft_s, paced_s, demand.prompt_spread) <= LATE
+        late = _late(per_s * paced_s, demand.ttft_s, paced_s, demand.prompt_spread, nodes)
+        return late <= LATE
 
-    return _largest(holds, 1.0 / (work_s + tokens * speed.per_seq_s))
+    return nodes * _largest(holds, 1.0 / (work_s + tokens * speed.per_seq_s)) if nodes else 0.0
 
 
-def most_seqs(demand: Demand, speed: Speed) -> float:
-    """How many sequences there may be on a node in the mean, if its KV has room for all that are
-    there nine times of ten: they come independently, and their contexts differ."""
+def most_seqs(demand: Demand, speed: Speed, nodes: int) -> float:
+    """How many sequences there may be on each of these nodes in the mean, if their KV has room for
+    all that are there nine times of ten."""
     fit = speed.room_tokens / max(1.0, demand.context)
-    more = MOST_OF * math.sqrt(1.0 + demand.context_spread)
-    return min(speed.max_seqs, ((math.sqrt(more * more + 4.0 * fit) - more) / 2.0) ** 2)
+    return min(speed.max_seqs, _mean_below(fit, demand.context_spread, nodes))
 
 
-def busy_share(target_s: float, work_s: float, spread: float) -> float:
-    """How busy one that computes prompts of `work_s` in the mean may be, if no more than a tenth
-    of them are to have waited so long that they miss the target."""
-    return _largest(lambda share: _late(share, target_s, work_s, spread) <= LATE, 1.0)
+def _mean_below(limit: float, spread: float, nodes: int) -> float:
+    """The mean on each node of what is there of independent things of such a spread, which go where
+    there are fewest, if it is to be below the limit nine times of ten."""
+    more = MOST_OF * math.sqrt(1.0 + spread)
+    return ((math.sqrt(more * more + 4.0 * limit * nodes) - more) / 2.0) ** 2 / nodes
 
 
-def _late(share: float, target_s: float, work_s: float, spread: float) -> float:
-    """The part of prompts that miss the target where such a share of the time is busy."""
+def busy_share(target_s: float, work_s: float, spread: float, nodes: int) -> float:
+    """How busy so many may be that compute prompts of `work_s` in the mean, if no more than a
+    tenth of them are to have waited so long that they miss the target."""
+    return _largest(lambda share: _late(share, target_s, work_s, spread, nodes) <= LATE, 1.0)
+
+
+def _late(share: float, target_s: float, work_s: float, spread: float, nodes: int) -> float:
+    """The part of prompts that miss the target where such a share of the nodes' time is busy:
+    those that have to wait at all, and do for longer than they may."""
     if share >= 1.0:
         return 1.0
+    waits: float = share ** (math.sqrt(2.0 * (nodes + 1)) - 1.0)
     spare_s = max(0.0, target_s - work_s)
-    return share * math.exp(-(1.0 - share) * 2.0 * spare_s / ((1.0 + spread) * work_s))
+    return waits * math.exp(-nodes * (1.0 - share) * 2.0 * spare_s / ((1.0 + spread) * work_s))
 
 
 def _largest(holds: Callable[[float], bool], limit: float) -> float:

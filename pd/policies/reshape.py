@@ -56,7 +56,7 @@ def reshape(
     options = replace(options, ttft_s=demand.ttft_s, tpot_s=demand.tpot_s)
     observe(nodes, state.observed, options, now)
     roles = _roles(nodes)
-    goodput = Goodput.of(demand, speed)
+    goodput = Goodput(demand, speed)
     serves = goodput(roles)
     pressed = state.observed.pressed is not None or demand.per_s >= options.high * serves
     if not pressed:

@@ -76,7 +76,7 @@ def route(
             whole = _in_time(policy.start(mixed, prompt), mixed, prompt)
             pair = split(policy.start(prefills, prompt))
             foreseen = forecast(whole, whole, prompt), forecast(*pair, prompt)
-            if whole_is_better(*foreseen, prompt.slo):
+            if whole_is_better(*foreseen, prompt):
                 return Placement(whole.node_id, whole.node_id)
             return Placement(pair[0].node_id, pair[1].node_id)
     starts = prefills + mixed
@@ -97,7 +97,7 @@ def _in_time(chosen: Candidate, nodes: Sequence[Candidate], prompt: Prompt) -> C
         return chosen
 
     def share(node: Candidate) -> float:
-        return share_of_target(forecast(node, node, prompt), prompt.slo)
+        return share_of_target(forecast(node, node, prompt), prompt)
 
     if share(chosen) < _NEAR:
         return chosen

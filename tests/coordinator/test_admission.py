@@ -9,6 +9,7 @@ import pytest
 from coordinating import Driver
 
 from pd.messages import Admitted, Finished, Rejected
+from pd.router import RouterOptions
 from pd.types import SLO, Role, StepTime
 
 TICK_S = 0.05
@@ -36,7 +37,10 @@ class Modelled:
     batch: list[int] = field(default_factory=list)  # its size at every tick
 
     def __post_init__(self) -> None:
-        self.cell = Driver(admission=self.admission, max_waiting_requests=10**6)
+        self.cell = Driver(
+            admission=self.admission, max_waiting_requests=10**6,
+            router=RouterOptions(disaggregate="always"),
+        )  # fmt: skip
         self.queues: dict[str, list[tuple[str, float, float]]] = {
             f"p{i}": [] for i in range(self.num_prefill)
         }  # request, arrival, end

@@ -112,7 +112,7 @@ def test_nodes_that_may_have_any_role_get_those_that_the_requests_targets_want()
     cell = Driver(balance=replace(OPTIONS, mixed=True))
     for node_id in ("m0", "m1"):
         cell.join(node_id, "mixed", num_blocks=10_000, max_model_len=1000, max_num_seqs=64)
-    busy_pair(cell, 20, SLO(6.0, 0.045))
+    busy_pair(cell, 20, SLO(6.0, 0.036))
     roles = {node.id: node.hello.role for node in cell.coordinator.members.serving}
     assert sorted(roles.values()) == ["decode", "prefill"]
     first, second = decided(cell)

@@ -106,7 +106,7 @@ def test_what_came_long_ago_is_forgotten() -> None:
 def test_other_targets_are_believed_within_seconds() -> None:
     """Lengths are averaged over many, since they differ from one request to the next."""
     watch = Watch()
-    now = ask(watch, 60, slo=SLO(6.0, 0.045), num_computed=100)
+    now = ask(watch, 60, slo=SLO(6.0, 0.036), num_computed=100)
     now = ask(watch, 20, now + 0.5, slo=SLO(1.0, 0.2), num_computed=10)
     demand = watch.demand(now, 9.0, 9.0)
     assert demand is not None

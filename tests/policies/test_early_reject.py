@@ -199,7 +199,27 @@ def test_a_mixed_node_is_chosen_by_both_targets() -> None:
 
 
 def test_near_equal_ways_are_split() -> None:
-    slo = SLO(1.0, 0.1)
-    assert not whole_is_better(Forecast(0.5, 0.1, 0.01), Forecast(0.52, 0.1, 0.01), slo)
-    assert whole_is_better(Forecast(0.3, 0.1, 0.01), Forecast(0.5, 0.1, 0.01), slo)
-    assert whole_is_better(Forecast(1.9, 0.1, 0.01), Forecast(2.0, 0.1, 0.01), slo)
+    asked = prompt(100, slo=SLO(1.0, 0.1))
+    assert not whole_is_better(Forecast(0.5, 0.1, 0.01), Forecast(0.52, 0.1, 0.01), asked)
+    assert whole_is_better(Forecast(0.3, 0.1, 0.01), Forecast(0.5, 0.1, 0.01), asked)
+    assert whole_is_better(Forecast(1.9, 0.1, 0.01), Forecast(2.0, 0.1, 0.01), asked)
+
+
+def test_outputs_that_prompts_give_way_to_are_no_reason_to_split() -> None:
+    asked = prompt(1000, slo=SLO(1.0, 0.1))
+    # Nine tenths of the target a token, which prompts beside them take as long as they can.
+    whole, split = Forecast(0.3, 0.1, 0.092), Forecast(0.5, 0.1, 0.01)
+    assert whole_is_better(whole, split, replace(asked, paced=True))
+    assert not whole_is_better(whole, split, asked)
+    # Longer than they are kept to: there are too many of them by themselves.
+    too_many = whole._replace(tpot_s=0.095)
+    assert not whole_is_better(too_many, split, replace(asked, paced=True))
+
+
+def test_a_decode_node_takes_no_prompts_while_hand_offs_wait_for_room() -> None:
+    asked = prompt(200, slo=SLO(1.0, 0.1), paced=True)
+    late = at("p0", "prefill", prefill_rate=1000.0, waiting_tokens=5000)
+    own, split = Placement("d0", "d0"), Placement("p0", "d0")
+    assert route([late, *cell()[1:]], asked, "cache_aware") == own
+    full = cell(num_waiting_room=1, num_reserving=1)[1:]
+    assert route([late, *full], asked, "cache_aware") == split

@@ -15,6 +15,7 @@ from pd.policies.goodput import (
     Goodput,
     Roles,
     Speed,
+    _late,
     busy_share,
     decode_per_s,
     mixed_per_s,
@@ -26,7 +27,7 @@ PAIR, MIXED = Roles(prefill=1, decode=1), Roles(mixed=2)
 
 
 def goodput(nodes: Roles, demand: Demand, speed: Speed) -> float:
-    return Goodput.of(demand, speed)(nodes)
+    return Goodput(demand, speed)(nodes)
 
 
 demands = st.builds(
@@ -54,7 +55,7 @@ roles = st.builds(Roles, counts, counts, counts)
 
 
 def test_tokens_that_may_not_wait_want_a_pair_and_prompts_that_may_not_want_mixed_nodes() -> None:
-    patient = replace(CHAT, ttft_s=6.0, tpot_s=0.045)
+    patient = replace(CHAT, ttft_s=6.0, tpot_s=0.036)
     assert goodput(PAIR, patient, SPEED) > 1.2 * goodput(MIXED, patient, SPEED)
     hurried = replace(CHAT, ttft_s=1.0, tpot_s=0.2)
     assert goodput(MIXED, hurried, SPEED) > 1.2 * goodput(PAIR, hurried, SPEED)
@@ -81,19 +82,21 @@ def test_later_targets_and_shorter_requests_never_serve_less(
         assert goodput(nodes, easier, speed) >= now * (1 - 1e-5) - 1e-9
 
 
-@given(demands, speeds)
-def test_no_node_computes_more_than_it_has_time_for(demand: Demand, speed: Speed) -> None:
+@given(demands, speeds, st.integers(1, 100))
+def test_no_node_computes_more_than_it_has_time_for(
+    demand: Demand, speed: Speed, nodes: int
+) -> None:
     work_s = demand.prompt_tokens * speed.per_prompt_token_s
-    assert prefill_per_s(demand, speed) * (speed.base_s + work_s) <= 1.0
+    assert prefill_per_s(demand, speed, nodes) * (speed.base_s + work_s) <= nodes
     busy_s = work_s + demand.outputs * demand.output_tokens * speed.per_seq_s
-    assert mixed_per_s(demand, speed) * busy_s <= 1.0 + 1e-6
+    assert mixed_per_s(demand, speed, nodes) * busy_s <= nodes * (1.0 + 1e-6)
 
 
 @given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0, 4))
 def test_one_in_ten_waits_too_long_at_the_share_that_is_allowed(
     target_s: float, work_s: float, spread: float
 ) -> None:
-    share = busy_share(target_s, work_s, spread)
+    share = busy_share(target_s, work_s, spread, 1)
     assert 0.0 < share <= 1.0
     spare_s = max(0.0, target_s - work_s)
     # Of an M/M/1 queue, whose spread is 1, this is exact.
@@ -101,9 +104,26 @@ def test_one_in_ten_waits_too_long_at_the_share_that_is_allowed(
     assert late == pytest.approx(0.1, rel=1e-3)
 
 
+@given(demands, speeds, st.integers(1, 100))
+def test_a_prompt_that_may_go_to_more_nodes_waits_less(
+    demand: Demand, speed: Speed, nodes: int
+) -> None:
+    for per_s in (prefill_per_s, mixed_per_s):
+        each = per_s(demand, speed, nodes) / nodes
+        assert per_s(demand, speed, nodes + 1) / (nodes + 1) >= each * (1.0 - 1e-9)
+        assert per_s(demand, speed, 0) == 0.0
+
+
+def test_of_a_queue_for_many_few_wait_at_all() -> None:
+    # Erlang's C where 0.8 of the time is busy; a target that leaves no time to spare is missed by
+    # whoever has to wait.
+    for nodes, erlang in ((1, 0.80), (2, 0.711), (10, 0.409), (30, 0.173)):
+        assert _late(0.8, 1.0, 1.0, 1.0, nodes) == pytest.approx(erlang, abs=0.05)
+
+
 def test_a_step_that_is_too_long_by_itself_serves_nobody() -> None:
     fast = replace(CHAT, tpot_s=0.021)
-    assert decode_per_s(fast, SPEED) == 0.0 and mixed_per_s(fast, SPEED) == 0.0
+    assert decode_per_s(fast, SPEED, 1) == 0.0 and mixed_per_s(fast, SPEED, 1) == 0.0
     assert goodput(PAIR, fast, SPEED) == goodput(MIXED, fast, SPEED) == 0.0
 
 
@@ -111,8 +131,8 @@ def test_room_bounds_what_decodes() -> None:
     easy = replace(CHAT, tpot_s=10.0)
     few = replace(SPEED, max_seqs=4)
     step_s = 0.02 + 4 * 0.0015
-    assert decode_per_s(easy, few) == pytest.approx(4 / (45 * step_s))
-    assert mixed_per_s(easy, few) < mixed_per_s(easy, SPEED)
+    assert decode_per_s(easy, few, 1) == pytest.approx(4 / (45 * step_s))
+    assert mixed_per_s(easy, few, 1) < mixed_per_s(easy, SPEED, 1)
 
 
 @settings(max_examples=50)
@@ -124,7 +144,7 @@ def test_the_best_roles_are_those_of_all_that_there_are(
     kept = now.prefill + now.mixed >= min_prefill and now.decode + now.mixed >= min_decode
     if not kept:
         return
-    serves = Goodput.of(demand, speed)
+    serves = Goodput(demand, speed)
     best = serves.best(now, min_prefill, min_decode)
     assert best.prefill + best.decode + best.mixed == nodes
     assert best.prefill + best.mixed >= min_prefill and best.decode + best.mixed >= min_decode
@@ -152,18 +172,18 @@ def test_what_there_is_is_named() -> None:
 
 @given(demands, speeds)
 def test_what_is_there_nine_times_of_ten_fits(demand: Demand, speed: Speed) -> None:
-    mean = most_seqs(demand, speed)
+    mean = most_seqs(demand, speed, 1)
     assert 0.0 < mean <= speed.max_seqs
     most = mean + 1.28 * math.sqrt(mean * (1.0 + demand.context_spread))
     assert most * demand.context <= speed.room_tokens * (1 + 1e-9)
     wider = replace(demand, context_spread=demand.context_spread + 1.0)
-    assert most_seqs(wider, speed) <= mean
-    assert most_seqs(demand, replace(speed, room_tokens=2 * speed.room_tokens)) >= mean
+    assert most_seqs(wider, speed, 1) <= mean
+    assert most_seqs(demand, replace(speed, room_tokens=2 * speed.room_tokens), 1) >= mean
 
 
 def test_few_long_contexts_leave_room_for_fewer_than_many_alike() -> None:
     """515,000 tokens are 35 contexts of 14,800; of Mooncake's lengths some 25 in the mean."""
     speed = replace(SPEED, room_tokens=515_000)
-    alike = most_seqs(replace(CHAT, context=14_800, context_spread=0.0), speed)
-    mooncake = most_seqs(replace(CHAT, context=14_800, context_spread=1.5), speed)
+    alike = most_seqs(replace(CHAT, context=14_800, context_spread=0.0), speed, 1)
+    mooncake = most_seqs(replace(CHAT, context=14_800, context_spread=1.5), speed, 1)
     assert (alike, mooncake) == (pytest.approx(28, abs=0.5), pytest.approx(24.7, abs=0.1))

@@ -18,12 +18,12 @@ from pd.types import Role
 
 OPTIONS = BalanceOptions(mixed=True, window_s=5.0, patience_s=2.0, cooldown_s=10.0)
 BUSY = replace(CHAT, per_s=8.0)
-PATIENT = replace(BUSY, ttft_s=6.0, tpot_s=0.045)  # wants a pair
+PATIENT = replace(BUSY, ttft_s=6.0, tpot_s=0.036)  # wants a pair
 HURRIED = replace(BUSY, ttft_s=1.0, tpot_s=0.2)  # wants mixed nodes
 
 
 def goodput(roles: Roles, demand: Demand) -> float:
-    return Goodput.of(demand, SPEED)(roles)
+    return Goodput(demand, SPEED)(roles)
 
 
 @dataclass
@@ -122,7 +122,7 @@ def test_a_short_peak_changes_nothing() -> None:
 
 
 def test_what_is_hardly_better_is_not_gone_for() -> None:
-    near = replace(BUSY, ttft_s=3.0, tpot_s=0.065)
+    near = replace(BUSY, ttft_s=3.0, tpot_s=0.05)
     pair, same = (goodput(each, near) for each in (Roles(1, 1), Roles(mixed=2)))
     assert 0.87 < pair / same < 1.15
     for start in (mixed(2, near), Cell({"p": "prefill", "d": "decode"}, near)):

@@ -4,10 +4,7 @@ were computed."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from random import Random
-from typing import Any
 
 import pytest
 from sim_cells import BLOCK_BYTES, COST, check_idle, make_spec, random_workload
@@ -207,29 +204,3 @@ def test_what_cannot_be_is_said() -> None:
         make_spec(failures=(Failure(1.0, "decode-7", "kill"),))
     with pytest.raises(ConfigError, match="no path 'rdma'"):
         make_spec(far="rdma")
-
-
-def test_roles_follow_the_load() -> None:
-    """Prompts first, then long outputs: a node goes to where it is needed, and one comes back."""
-    options = {
-        "balance": True, "balance_window_s": 5.0, "balance_patience_s": 2.0,
-        "balance_cooldown_s": 5.0, "ttft_ms": 500.0, "tpot_ms": 14.0,
-    }  # fmt: skip
-    rng = Random(1)
-    arrivals, now = [], 0.0
-    for _ in range(800):
-        prompts = now < 60.0
-        now += rng.expovariate(9.0 if prompts else 3.0)
-        arrivals.append(Arrival(now, 1500, 4) if prompts else Arrival(now, 30, 250))
-    decided: list[str] = []
-
-    def note(at: float, kind: str, about: str, more: Mapping[str, Any]) -> None:
-        if kind == "decided":
-            decided.append(about)
-
-    spec = make_spec(2, 2, num_blocks=2000, options=options)
-    result = simulate(spec, Workload("shift", arrivals), on_note=note)
-    assert all(each.status == "ok" for each in result.outcomes)
-    nodes, roles = zip(*(each.split(" becomes a ") for each in decided), strict=True)
-    assert roles == ("prefill node", "decode node")
-    assert nodes == ("decode-1", "decode-1")
