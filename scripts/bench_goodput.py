@@ -2,6 +2,7 @@
 """Goodput of PD, mixed and self-chosen serving: the highest rate at which 90 % meet their targets.
 
     python scripts/bench_goodput.py [--cells 1P1D "mixed x 2" auto] [--seconds 40]
+    python scripts/bench_goodput.py --cells auto --add          anew, in the file there is
 
 Requests of Mooncake's conversation trace, scaled down in length to what two CPU cores can serve,
 go to each cell in turn as an open loop. For every pair of targets the rate is searched at which
@@ -15,7 +16,8 @@ so caches know only what the run itself repeats. The cells:
                 have, and chunks beside outputs are as large as the targets of these allow
 
 Targets are multiples of what a request of median lengths takes that is alone on the first of these
-cells, so that they mean the same on a slow machine and on a fast one.
+cells, so that they mean the same on a slow machine and on a fast one. With --add targets and the
+rows of other cells are those of the file, which has to be of this machine and these options.
 
 The workloads are the trace, and with --workloads shifting also one whose mix changes in mid-run:
 its first half has four times the prompt, its second half four times the output.
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -262,12 +265,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/goodput.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/goodput.svg"))
+    parser.add_argument("--add", action="store_true", help="keep other cells' rows, and targets")
     args = parser.parse_args()
     use_cores(CORES)
     facts = environment()
     rows: list[dict[str, Any]] = []
     specs = workloads(args)
     base: Alone | None = None
+    options = options_of(args, "picture", "add", "cells")
+    options["targets"] = [":".join(map(str, each)) for each in args.targets]
+    options["traces"] = args.traces.name
+    if args.add:
+        stored = json.loads(args.json.read_text())
+        if stored["options"] != options:
+            parser.error(f"{args.json} is of other options: {stored['options']}")
+        base = Alone(**stored["alone"])
+        rows = [row for row in stored["rows"] if row["cell"] not in args.cells]
     for name in args.cells:
         say(name)
         config = resolve(
@@ -291,12 +304,9 @@ def main() -> None:
                 if (row["workload"], row["cell"]) == (workload, name)
             )]
             for workload in specs
-            for name in args.cells
+            for name in dict.fromkeys(row["cell"] for row in rows)
         ),
     )  # fmt: skip
-    options = options_of(args, "picture")
-    options["targets"] = [":".join(map(str, each)) for each in args.targets]
-    options["traces"] = args.traces.name
     write_json(args.json, {
         "environment": facts, "options": options, "alone": base._asdict(), "rows": rows,
     })  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Literal
 from pd.policies.candidate import Candidate, Prompt
 from pd.policies.forecast import Forecast, share_of_target
 from pd.policies.predict import cached_blocks
+from pd.types import SLO
 
 Disaggregate = Literal["auto", "always", "never"]
 
@@ -18,9 +19,10 @@ Disaggregate = Literal["auto", "always", "never"]
 _BETTER = 0.9
 
 
-def whole_is_better(whole: Forecast, split: Forecast, prompt: Prompt) -> bool:
-    """By the target that each is predicted to come nearest to, or miss by most."""
-    near, far = share_of_target(whole, prompt), share_of_target(split, prompt)
+def whole_is_better(whole: Forecast, split: Forecast, slo: SLO, *, kept: bool = False) -> bool:
+    """By the target that each is predicted to come nearest to, or miss by most. `kept` says that
+    on the one node outputs are kept to their targets whatever prompts come."""
+    near, far = share_of_target(whole, slo, kept=kept), share_of_target(split, slo)
     return near < (_BETTER * far if far <= 1.0 else far)
 
 

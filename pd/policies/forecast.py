@@ -85,13 +85,13 @@ def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: 
     return there
 
 
-def share_of_target(predicted: Forecast, prompt: Prompt) -> float:
-    """Predicted time over target, the worse of the two; what is not known is no worry. Nor is the
-    TPOT of outputs that prompts give way to, as long as they can be kept to it: they are slow then
-    because there is time to spare, which says nothing of how near they are to being late."""
-    ttft, tpot, slo = predicted.ttft_s, predicted.tpot_s, prompt.slo
+def share_of_target(predicted: Forecast, slo: SLO, *, kept: bool = False) -> float:
+    """Predicted time over target, the worse of the two; what is not known is no worry. Nor, where
+    outputs are `kept` to their targets, is their TPOT as long as they can be: they are slow since
+    there is time to spare, which says nothing of how near they are to being late."""
+    ttft, tpot = predicted.ttft_s, predicted.tpot_s
     share = ttft / slo.ttft_s if ttft and slo.ttft_s else 0.0
-    if tpot and slo.tpot_s and not (prompt.paced and tpot <= SHARE * slo.tpot_s):
+    if tpot and slo.tpot_s and not (kept and tpot <= SHARE * slo.tpot_s):
         share = max(share, tpot / slo.tpot_s)
     return share
 

@@ -54,8 +54,9 @@ def route(
     The nodes of a pair have the same KV layout. Always and never are kept to while there are
     nodes for it. Left to choose, a prompt without targets goes where the policy would have it
     start, and stays there if that is a mixed node; one with targets goes the way that is
-    predicted to meet them best, over all nodes including decode nodes that it would not disturb,
-    and to another mixed node than the policy's if it is near a target or late on that.
+    predicted to meet them best, over two nodes, on a mixed one, or last on a decode node that it
+    would not disturb, and to another mixed node than the policy's if it is near a target or late
+    on that.
     """
     decodes, mixed = fleet.decodes, list(fleet.mixed.values())
     prefills = [node for node in fleet.prefills.values() if node.layout in decodes]
@@ -70,15 +71,18 @@ def route(
     elif disaggregate == "always":
         mixed = [] if prefills else mixed
     elif prefills and prompt.has_targets:
+        pair = split(policy.start(prefills, prompt))
+        foreseen = forecast(*pair, prompt)
         decoding = (node for same in decodes.values() for node in same.values())
-        mixed += [node for node in decoding if takes_whole(node, prompt)]
-        if mixed:
-            whole = _in_time(policy.start(mixed, prompt), mixed, prompt)
-            pair = split(policy.start(prefills, prompt))
-            foreseen = forecast(whole, whole, prompt), forecast(*pair, prompt)
-            if whole_is_better(*foreseen, prompt):
-                return Placement(whole.node_id, whole.node_id)
-            return Placement(pair[0].node_id, pair[1].node_id)
+        able = [node for node in decoding if takes_whole(node, prompt)]
+        # A decode node could keep its outputs to their targets as well, but it is there to be
+        # faster than that: it is the last that is asked.
+        for nodes, kept in ((mixed, prompt.paced), (able, False)):
+            if nodes:
+                whole = _in_time(policy.start(nodes, prompt), nodes, prompt)
+                if whole_is_better(forecast(whole, whole, prompt), foreseen, prompt.slo, kept=kept):
+                    return Placement(whole.node_id, whole.node_id)
+        return Placement(pair[0].node_id, pair[1].node_id)
     starts = prefills + mixed
     if not starts:
         return None
@@ -97,7 +101,7 @@ def _in_time(chosen: Candidate, nodes: Sequence[Candidate], prompt: Prompt) -> C
         return chosen
 
     def share(node: Candidate) -> float:
-        return share_of_target(forecast(node, node, prompt), prompt)
+        return share_of_target(forecast(node, node, prompt), prompt.slo)
 
     if share(chosen) < _NEAR:
         return chosen

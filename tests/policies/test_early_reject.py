@@ -199,21 +199,37 @@ def test_a_mixed_node_is_chosen_by_both_targets() -> None:
 
 
 def test_near_equal_ways_are_split() -> None:
-    asked = prompt(100, slo=SLO(1.0, 0.1))
-    assert not whole_is_better(Forecast(0.5, 0.1, 0.01), Forecast(0.52, 0.1, 0.01), asked)
-    assert whole_is_better(Forecast(0.3, 0.1, 0.01), Forecast(0.5, 0.1, 0.01), asked)
-    assert whole_is_better(Forecast(1.9, 0.1, 0.01), Forecast(2.0, 0.1, 0.01), asked)
+    slo = SLO(1.0, 0.1)
+    assert not whole_is_better(Forecast(0.5, 0.1, 0.01), Forecast(0.52, 0.1, 0.01), slo)
+    assert whole_is_better(Forecast(0.3, 0.1, 0.01), Forecast(0.5, 0.1, 0.01), slo)
+    assert whole_is_better(Forecast(1.9, 0.1, 0.01), Forecast(2.0, 0.1, 0.01), slo)
 
 
-def test_outputs_that_prompts_give_way_to_are_no_reason_to_split() -> None:
-    asked = prompt(1000, slo=SLO(1.0, 0.1))
+def test_outputs_that_are_kept_to_their_targets_are_no_reason_to_split() -> None:
+    slo = SLO(1.0, 0.1)
     # Nine tenths of the target a token, which prompts beside them take as long as they can.
     whole, split = Forecast(0.3, 0.1, 0.092), Forecast(0.5, 0.1, 0.01)
-    assert whole_is_better(whole, split, replace(asked, paced=True))
-    assert not whole_is_better(whole, split, asked)
+    assert whole_is_better(whole, split, slo, kept=True)
+    assert not whole_is_better(whole, split, slo)
     # Longer than they are kept to: there are too many of them by themselves.
-    too_many = whole._replace(tpot_s=0.095)
-    assert not whole_is_better(too_many, split, replace(asked, paced=True))
+    assert not whole_is_better(whole._replace(tpot_s=0.095), split, slo, kept=True)
+
+
+def test_a_mixed_node_shares_the_prompts_and_a_decode_node_takes_what_would_be_late() -> None:
+    slo = SLO(1.0, 0.014)
+    outputs: dict[str, Any] = {"pace": paced(), "prefill_rate": 1000.0, "num_running": 1}
+    queue = at("p0", "prefill", prefill_rate=1000.0, waiting_tokens=600)
+    asked = prompt(100, slo=slo, paced=True)
+    for role, name in (("mixed", "m0"), ("decode", "d1")):
+        other = at(name, role, **outputs)
+        whole = route([queue, at("d0", "decode"), other], asked, "cache_aware")
+        told = forecast(other, other, asked)
+        assert told.ttft_s is not None and told.ttft_s < 0.5
+        assert told.tpot_s is not None and told.tpot_s > 0.8 * 0.014
+        assert (whole == Placement(name, name)) == (role == "mixed")
+    late = replace(queue, snapshot=replace(queue.snapshot, waiting_tokens=2000))
+    d1 = at("d1", "decode", **outputs)
+    assert route([late, d1], asked, "cache_aware") == Placement("d1", "d1")
 
 
 def test_a_decode_node_takes_no_prompts_while_hand_offs_wait_for_room() -> None:
