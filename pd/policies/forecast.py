@@ -17,6 +17,7 @@ from pd.policies.candidate import Candidate, Prompt
 from pd.policies.chunk import SHARE, TRICKLE
 from pd.policies.pace import MOST_OF, Pace
 from pd.policies.predict import predict
+from pd.types import SLO
 
 _ROUNDS = 4  # by which what outputs last is worked out from how many there are, and that from this
 
