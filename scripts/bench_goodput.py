@@ -23,10 +23,10 @@ The workloads are the trace, and with --workloads shifting also one whose mix ch
 its first half has four times the prompt, its second half four times the output.
 
 A run sends for as long at any rate, so that no burst is taken for a rate that lasts: where first
-tokens may take seconds, a queue that never stops growing looks like success for as long. The first
-of it does not count, in which nodes that may choose their roles take those of this load. It is
-given up as soon as its goal is out of reach. About 20 minutes for a workload; nothing else should
-run on the machine.
+tokens may take seconds, a queue that never stops growing looks like success for as long. At low
+rates it sends for longer, or three long prompts in a row would decide. The first of it does not
+count, in which nodes that may choose their roles take those of this load. It is given up as soon as
+its goal is out of reach. Some 40 minutes for a workload; nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -94,7 +94,21 @@ class Quiet:
         )
 
 
-class ShiftingSpec(WorkloadSpec):
+@dataclass(frozen=True)
+class TraceSpec(WorkloadSpec):
+    """Of the trace so much as `duration_s`, and at low rates at least so many requests after so
+    many seconds."""
+
+    least: int = 0
+    after_s: float = 0.0
+
+    def at_rate(self, rate: float) -> TraceSpec:
+        assert self.duration_s is not None
+        least_s = self.after_s + self.least / rate
+        return replace(self, rate=rate, duration_s=max(self.duration_s, least_s))
+
+
+class ShiftingSpec(TraceSpec):
     """A workload whose mix changes in mid-run."""
 
     def make(self) -> Workload:
@@ -102,14 +116,15 @@ class ShiftingSpec(WorkloadSpec):
         return shifting(super().make(), self.longest)
 
 
-def workloads(args: argparse.Namespace) -> dict[str, WorkloadSpec]:
+def workloads(args: argparse.Namespace) -> dict[str, TraceSpec]:
     """What is sent, by name."""
-    kinds = {"conversation": WorkloadSpec, "shifting": ShiftingSpec}
+    kinds = {"conversation": TraceSpec, "shifting": ShiftingSpec}
     return {
         name: kinds[name](
             file=find_trace(args.traces, "conversation"),
             scale_length=args.prompt_scale, scale_output=args.output_scale, longest=args.longest,
-            duration_s=args.ramp + args.seconds, seed=args.seed,
+            duration_s=args.ramp + args.seconds, seed=args.seed, least=args.least,
+            after_s=args.ramp,
         )
         for name in args.workloads
     }  # fmt: skip
@@ -180,7 +195,7 @@ async def alone(
 
 
 async def measure(
-    name: str, url: str, vocab_size: int, specs: dict[str, WorkloadSpec],
+    name: str, url: str, vocab_size: int, specs: dict[str, TraceSpec],
     targets: Sequence[tuple[str, SLO]], args: argparse.Namespace,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The best rate for every workload and pair of targets, on a running cell."""
@@ -251,6 +266,9 @@ def main() -> None:
         "--ramp", type=float, default=10.0, help="seconds of sending that do not count, in each run"
     )
     parser.add_argument("--seconds", type=float, default=40.0, help="of sending, after those")
+    parser.add_argument(
+        "--least", type=int, default=40, help="requests that count of a run, at least"
+    )
     parser.add_argument(
         "--targets", nargs="+", type=Targets.parse, default=[*map(Targets.parse, TARGETS)],
         metavar="NAME:TTFT:TPOT", help="multiples of what a request takes that is alone",
