@@ -237,16 +237,17 @@ class ClusterConfig(Section):
     )
     admission: Admission = option(
         "queue",
-        "queue: reject with 429 what is over max_waiting_requests; predicted: also what is "
+        "queue: reject with 429 what is over max_waiting_per_node; predicted: also what is "
         "predicted to miss its targets; none: reject nothing",
     )
     admission_margin: float = option(
         0.95, "with predicted, how many times a target the prediction may be, which is off by "
         "some percent", minimum=0.1,
     )  # fmt: skip
-    max_waiting_requests: int = option(
-        512, "requests that may wait for a prefill; more are rejected with 429", minimum=1
-    )
+    max_waiting_per_node: int = option(
+        256, "requests that may wait for a prefill, for each node that computes prompts; more are "
+        "rejected with 429", minimum=1,
+    )  # fmt: skip
     record: str | None = option(
         None, "file for the coordinator's events, which pd replay decides on again; holds prompts"
     )

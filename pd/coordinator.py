@@ -70,7 +70,7 @@ class CoordinatorLimits:
     `balance` nodes are given the roles that the load needs.
     """
 
-    max_waiting_requests: int = 512
+    max_waiting_per_node: int = 256
     node_timeout_s: float = 10.0
     recovery_timeout_s: float = 120.0
     status_s: float = 0.5
@@ -420,12 +420,14 @@ class Coordinator:
         limits = self.limits
         if limits.admission == "none":
             return None
-        waiting, limit = self._num_waiting(), limits.max_waiting_requests
+        fleet = self.members.fleet
+        limit = limits.max_waiting_per_node * max(1, len(fleet.prefills) + len(fleet.mixed))
+        waiting = self._num_waiting()
         if waiting < limit:
             if limits.admission == "queue":
                 return None
             return missed(route, request.slo, limits.admission_margin, self.members)
-        waits = (c.wait_s() for c in self.members.fleet.nodes.values() if c.role != "decode")
+        waits = (c.wait_s() for c in fleet.nodes.values() if c.role != "decode")
         return admit(waiting, limit, min(waits, default=0.0))
 
     def status(self, now: float) -> CellStatus:

@@ -19,7 +19,7 @@ from pd.types import Role
 def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits:
     cluster = config.cluster
     return CoordinatorLimits(
-        max_waiting_requests=cluster.max_waiting_requests,
+        max_waiting_per_node=cluster.max_waiting_per_node,
         node_timeout_s=cluster.node_timeout_s,
         recovery_timeout_s=cluster.recovery_timeout_s,
         router=RouterOptions(

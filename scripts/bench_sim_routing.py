@@ -60,7 +60,7 @@ def at_load(workload: Workload, cost: CostModel, num_prefill: int, load: float) 
 def run_cell(workload: Workload, cost: CostModel, num_prefill: int, policy: str) -> dict[str, Any]:
     config = Config.from_dict(
         None, prefill=num_prefill, decode=num_prefill, block_size=BLOCK_SIZE,
-        max_num_batched_tokens=CHUNK, max_waiting_requests=1_000_000, pool_dram_gib=0,
+        max_num_batched_tokens=CHUNK, max_waiting_per_node=1_000_000, pool_dram_gib=0,
         **POLICIES[policy],
     )  # fmt: skip
     result = simulate(cell_spec(config, Hardware(cost, per_host=PER_HOST)), workload)

@@ -45,7 +45,7 @@ def run_case(case: str, traces: Path, num_requests: int, first: int | None) -> d
     each = 500 if case == "conversation-1000" else 4
     config = Config.from_dict(
         None, prefill=each, decode=each, block_size=BLOCK_SIZE, pool_dram_gib=0,
-        max_waiting_requests=1_000_000,
+        max_waiting_per_node=1_000_000,
     )  # fmt: skip
     spec = cell_spec(config, Hardware(library.find(COST)))
     if case == "made-up":

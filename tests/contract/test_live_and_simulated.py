@@ -18,7 +18,7 @@ from pd.types import Role
 NUM_BLOCKS = 64
 COUNTS: dict[Role, int] = {"prefill": 2, "decode": 2}
 OPTIONS: dict[str, Any] = {
-    "max_num_batched_tokens": 64, "max_waiting_requests": 12, "watermark": 0.0,
+    "max_num_batched_tokens": 64, "max_waiting_per_node": 12, "watermark": 0.0,
     "pool_dram_gib": 0.0, "heartbeat_s": 0.1, "node_timeout_s": 4.0, "disaggregate": "always",
     "block_size": BLOCK_SIZE,
 }  # fmt: skip

@@ -38,7 +38,7 @@ class Modelled:
 
     def __post_init__(self) -> None:
         self.cell = Driver(
-            admission=self.admission, max_waiting_requests=10**6,
+            admission=self.admission, max_waiting_per_node=10**6,
             router=RouterOptions(disaggregate="always"),
         )  # fmt: skip
         self.queues: dict[str, list[tuple[str, float, float]]] = {
@@ -181,7 +181,7 @@ def test_nothing_is_rejected_below_capacity(admission: str) -> None:
 
 
 def test_none_rejects_nothing_whatever_the_queue() -> None:
-    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=1, admission="none")
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_per_node=1, admission="none")
     for number in range(9):
         driver.submit(f"r{number}", slo=SLO(1e-6, 1e-6))
     assert len(driver.sent(Admitted)) == 9
@@ -260,7 +260,7 @@ def test_a_request_is_not_cut_off_by_its_target() -> None:
 
 def test_requests_without_targets_know_only_the_queue() -> None:
     driver = Driver(
-        ("p0", "prefill"), ("d0", "decode"), admission="predicted", max_waiting_requests=2
+        ("p0", "prefill"), ("d0", "decode"), admission="predicted", max_waiting_per_node=2
     )
     driver.snapshot("p0", prefill_rate=1.0)
     for number in range(3):

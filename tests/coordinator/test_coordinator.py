@@ -132,7 +132,7 @@ def test_a_cell_that_lacks_nodes_says_503(roles: tuple[tuple[str, Role], ...]) -
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back() -> None:
-    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=2)
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_per_node=2)
     for number in range(3):
         driver.submit(f"r{number}")
     assert len(driver.sent(StartPrefill)) == 2
@@ -141,8 +141,16 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back() -> None:
     assert 1.0 <= rejected.retry_after_s <= 60.0
 
 
+def test_every_node_that_computes_prompts_lets_more_wait() -> None:
+    nodes = ("p0", "prefill"), ("p1", "prefill"), ("m0", "mixed"), ("d0", "decode")
+    driver = Driver(*nodes, max_waiting_per_node=2)
+    for number in range(8):
+        driver.submit(f"r{number}")
+    assert [message.request_id for _, message in driver.sent(Rejected)] == ["r6", "r7"]
+
+
 def test_the_queue_is_counted_from_snapshots_and_what_they_do_not_show_yet() -> None:
-    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=2)
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_per_node=2)
     driver.submit("a")
     driver.submit("b")
     idle = NodeSnapshot("p0", "prefill", 2, last_transfer_id=2, num_waiting=0)
@@ -156,7 +164,7 @@ def test_the_queue_is_counted_from_snapshots_and_what_they_do_not_show_yet() -> 
 
 
 def test_work_that_has_begun_is_not_turned_away() -> None:
-    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_requests=0)
+    driver = Driver(("p0", "prefill"), ("d0", "decode"), max_waiting_per_node=0)
     driver.submit(attempt=1, output=(5,))
     assert driver.sent(Admitted)
 

@@ -295,7 +295,7 @@ def test_a_recording_replays_to_the_same_decisions(
     options = RouterOptions(routing, key_space=KeySpace(b"\x00secret\xff", True))
     cell = Driver(
         *TWO, ("d1", "decode"), ("m0", "mixed"), ("k0", "pool"), router=options,
-        max_waiting_requests=1000,
+        max_waiting_per_node=1000,
     )  # fmt: skip
     rng = random.Random(3)
     for number in range(120):

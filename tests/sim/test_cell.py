@@ -127,7 +127,7 @@ def test_sequences_are_preempted_where_memory_is_short() -> None:
 
 
 def test_what_never_fits_and_what_is_too_much_is_rejected() -> None:
-    spec = make_spec(num_blocks=40, options={"max_waiting_requests": 2})
+    spec = make_spec(num_blocks=40, options={"max_waiting_per_node": 2})
     crowd = [Arrival(1.0, 500, 10) for _ in range(6)]
     _, outcomes = finish(spec, Workload("crowd", [Arrival(0.5, 5000, 10), *crowd]))
     details = [each.detail for each in outcomes if each.status == "rejected"]
