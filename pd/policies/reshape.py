@@ -19,6 +19,9 @@ from pd.types import Role
 
 # Prefill nodes are made first: of the idlest, which have the fewest outputs to end or to move.
 _ROLES: tuple[Role, Role, Role] = ("prefill", "decode", "mixed")
+# Of what the roles are estimated to serve: below it nodes that look pressed have a long prompt to
+# compute, or many outputs by chance, and other roles would not change that.
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ def reshape(
     roles = _roles(nodes)
     goodput = Goodput(demand, speed)
     serves = goodput(roles)
-    pressed = state.observed.pressed is not None or demand.per_s >= options.high * serves
+    seen = state.observed.pressed is not None and demand.per_s >= _LEAST_SHARE * serves
+    pressed = seen or demand.per_s >= options.high * serves
     if not pressed:
         state.pressed_since_s = None
     elif state.pressed_since_s is None:

@@ -106,9 +106,17 @@ def test_a_cell_at_ease_stays_as_it_is() -> None:
 
 
 def test_what_is_seen_of_nodes_presses_too() -> None:
-    cell = mixed(2, replace(PATIENT, per_s=0.5), busy=1.0)
+    serves = goodput(Roles(mixed=2), PATIENT)
+    cell = mixed(2, replace(PATIENT, per_s=0.6 * serves), busy=1.0)
     cell.run(30)
     assert cell.counts == Roles(prefill=1, decode=1)
+
+
+def test_a_long_prompt_in_a_cell_with_little_to_do_does_not() -> None:
+    serves = goodput(Roles(mixed=2), PATIENT)
+    cell = mixed(2, replace(PATIENT, per_s=0.4 * serves), busy=1.0)
+    cell.run(600)
+    assert not cell.changes
 
 
 def test_a_short_peak_changes_nothing() -> None:
