@@ -124,14 +124,18 @@ class Goodput:
 
 def prefill_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
     """Requests that so many prefill nodes can take together."""
+    if not nodes:
+        return 0.0
     work_s = max(_LEAST_S, speed.base_s + demand.prompt_tokens * speed.per_prompt_token_s)
     return nodes * busy_share(demand.ttft_s, work_s, demand.prompt_spread, nodes) / work_s
 
 
 def decode_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
     """Requests that so many decode nodes can take together."""
+    if not nodes:
+        return 0.0
     spare_s = SHARE * demand.tpot_s - speed.base_s
-    if spare_s <= 0.0 or not nodes:
+    if spare_s <= 0.0:
         return 0.0
     seqs = most_seqs(demand, speed, nodes)
     if speed.per_seq_s:
@@ -142,10 +146,12 @@ def decode_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
 
 def mixed_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
     """Requests that so many mixed nodes can take together."""
+    if not nodes:
+        return 0.0
     pace_s = SHARE * demand.tpot_s
     work_s = max(_LEAST_S, demand.prompt_tokens * speed.per_prompt_token_s)
     tokens = demand.outputs * max(1.0, demand.output_tokens)
-    most = most_seqs(demand, speed, nodes) if nodes else 0.0
+    most = most_seqs(demand, speed, nodes)
 
     def holds(per_s: float) -> bool:
         # A token takes a step and the prompts in between, which is t = step + t * per_s * work,
@@ -162,7 +168,7 @@ def mixed_per_s(demand: Demand, speed: Speed, nodes: int) -> float:
         late = _late(per_s * paced_s, demand.ttft_s, paced_s, demand.prompt_spread, nodes)
         return late <= LATE
 
-    return nodes * _largest(holds, 1.0 / (work_s + tokens * speed.per_seq_s)) if nodes else 0.0
+    return nodes * _largest(holds, 1.0 / (work_s + tokens * speed.per_seq_s))
 
 
 def most_seqs(demand: Demand, speed: Speed, nodes: int) -> float:

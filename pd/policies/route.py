@@ -71,18 +71,20 @@ def route(
     elif disaggregate == "always":
         mixed = [] if prefills else mixed
     elif prefills and prompt.has_targets:
-        pair = split(policy.start(prefills, prompt))
-        foreseen = forecast(*pair, prompt)
         decoding = (node for same in decodes.values() for node in same.values())
         able = [node for node in decoding if takes_whole(node, prompt)]
-        # A decode node could keep its outputs to their targets as well, but it is there to be
-        # faster than that: it is the last that is asked.
-        for nodes, kept in ((mixed, prompt.paced), (able, False)):
-            if nodes:
-                whole = _in_time(policy.start(nodes, prompt), nodes, prompt)
-                if whole_is_better(forecast(whole, whole, prompt), foreseen, prompt.slo, kept=kept):
-                    return Placement(whole.node_id, whole.node_id)
-        return Placement(pair[0].node_id, pair[1].node_id)
+        if mixed or able:
+            pair = split(policy.start(prefills, prompt))
+            foreseen = forecast(*pair, prompt)
+            # A decode node could keep its outputs to their targets as well, but it is there to be
+            # faster than that: it is the last that is asked.
+            for nodes, kept in ((mixed, prompt.paced), (able, False)):
+                if nodes:
+                    one = _in_time(policy.start(nodes, prompt), nodes, prompt)
+                    whole = forecast(one, one, prompt)
+                    if whole_is_better(whole, foreseen, prompt.slo, kept=kept):
+                        return Placement(one.node_id, one.node_id)
+            return Placement(pair[0].node_id, pair[1].node_id)
     starts = prefills + mixed
     if not starts:
         return None

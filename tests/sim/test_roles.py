@@ -12,7 +12,9 @@ from sim_cells import make_spec
 from pd.config import Config
 from pd.cost import library
 from pd.sim.build import Hardware, cell_spec
+from pd.sim.result import SimResult
 from pd.sim.simulate import simulate
+from pd.sim.spec import CellSpec
 from pd.types import SLO
 from pd.workload.arrival import Arrival, Workload
 from pd.workload.lengths import LogNormal
@@ -26,6 +28,17 @@ HEAVY = WorkloadSpec(
 )  # fmt: skip
 
 
+def run(spec: CellSpec, workload: Workload) -> tuple[SimResult, list[str]]:
+    """What became of it, and what was decided."""
+    decided: list[str] = []
+
+    def note(at: float, kind: str, about: str, more: Mapping[str, Any]) -> None:
+        if kind == "decided":
+            decided.append(about)
+
+    return simulate(spec, workload, on_note=note), decided
+
+
 def served(prefill: int, decode: int, mixed: int, **options: Any) -> tuple[float, list[str]]:
     """The share of them in time on nodes of 4 H100 with Llama 3.1 70B, and what was decided."""
     assert TARGETS.ttft_s is not None and TARGETS.tpot_s is not None
@@ -35,13 +48,7 @@ def served(prefill: int, decode: int, mixed: int, **options: Any) -> tuple[float
         **options,
     )  # fmt: skip
     spec = cell_spec(config, Hardware(library.find("llama-3.1-70b-h100-tp4")))
-    decided: list[str] = []
-
-    def note(at: float, kind: str, about: str, more: Mapping[str, Any]) -> None:
-        if kind == "decided":
-            decided.append(about)
-
-    result = simulate(spec, HEAVY.make(), on_note=note)
+    result, decided = run(spec, HEAVY.make())
     return result.summary(TARGETS).attainment, decided
 
 
@@ -80,14 +87,8 @@ def test_roles_follow_the_load() -> None:
         prompts = now < 60.0
         now += rng.expovariate(9.0 if prompts else 3.0)
         arrivals.append(Arrival(now, 1500, 4) if prompts else Arrival(now, 30, 250))
-    decided: list[str] = []
-
-    def note(at: float, kind: str, about: str, more: Mapping[str, Any]) -> None:
-        if kind == "decided":
-            decided.append(about)
-
     spec = make_spec(2, 2, num_blocks=2000, options=options)
-    result = simulate(spec, Workload("shift", arrivals), on_note=note)
+    result, decided = run(spec, Workload("shift", arrivals))
     assert all(each.status == "ok" for each in result.outcomes)
     nodes, roles = zip(*(each.split(" becomes a ") for each in decided), strict=True)
     assert roles == ("prefill node", "decode node")
