@@ -33,6 +33,7 @@ from pd.policies.order import OrderPolicy, WaitingQueue
 from pd.types import BatchPlan, Request, Sampled, Sequence, Work
 from prefill_node.scheduler import PrefillTask
 
+_SMOOTHING = 0.1  # weight of the newest hand-off in the mean wait for a first step
 _KEPT_SHARE = 1 / 16  # of sequences and blocks, for others than who has most of them
 
 
@@ -67,6 +68,8 @@ class DecodePhase:
         self._fair = policy.fairness != "none"
         self.handoffs: dict[int, Handoff] = {}  # queued, granted and draining ones
         self.reserving_tokens = 0  # context of all of them
+        self.handoff_s = 0.0  # smoothed: from a first token's coming to its sequence's first step
+        self._started: list[float] = []  # when those came whose sequences no step has had yet
         self._by_request: dict[str, set[int]] = {}
         self.cache_hit_tokens = 0  # of prompts prefilled on this node
         self.leaving = ""  # if not empty, why what runs is to go on elsewhere
@@ -264,11 +267,16 @@ class DecodePhase:
         handoff = self.handoffs[task.transfer_id]
         self._begin(handoff, going_on, now)
 
-    def plan(self) -> BatchPlan:
+    def plan(self, now: float) -> BatchPlan:
         if self.leaving:
             for seq in tuple(self.scheduler.running.values()):
                 self.scheduler.remove(seq)
                 self._interrupt_sequence(seq, self.leaving)
+        for first_at in self._started:
+            waited_s = now - first_at
+            old = self.handoff_s or waited_s
+            self.handoff_s = old + _SMOOTHING * (waited_s - old)
+        self._started.clear()
         decodes, copies, preempted = self.scheduler.plan()
         for seq in preempted:
             self._interrupt_sequence(seq, "preempted")
@@ -298,6 +306,7 @@ class DecodePhase:
                 seqs.append(seq)
         self._begin(handoff, seqs, handoff.first_at)
         if seqs:
+            self._started.append(handoff.first_at)
             report = handoff.report(self.pool.block_size, self._block_bytes, now)
             self._outbox.send(handoff.work.request.gateway, report)
 

@@ -315,6 +315,7 @@ class NodeSnapshot:
     num_reserving: int = 0  # hand-offs waiting for room, and those whose KV is on its way
     num_waiting_room: int = 0  # of these, those that wait
     reserving_tokens: int = 0  # context of all of them
+    handoff_s: float = 0.0  # smoothed: from a first token's coming to the step that goes on with it
     num_blocks: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0

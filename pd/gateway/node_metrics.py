@@ -36,6 +36,8 @@ TABLE: tuple[NodeMetric, ...] = tuple(
         ("num_reserving", "pd_node_handoffs", "gauge", "Hand-offs to it that are under way"),
         ("num_waiting_room", "pd_node_handoffs_waiting", "gauge", "Of these, without room yet"),
         ("reserving_tokens", "pd_node_handoff_tokens", "gauge", "Context of these hand-offs"),
+        ("handoff_s", "pd_node_handoff_seconds", "gauge",
+         "From a first token's coming to the step that goes on with it: smoothed, 0 at first"),
         ("free_blocks", "pd_node_free_blocks", "gauge", "KV blocks that can be taken"),
         ("num_blocks", "pd_node_blocks", "gauge", "KV blocks in all"),
         ("block_size", "pd_node_block_tokens", "gauge", "Tokens of a KV block"),

@@ -225,7 +225,7 @@ class NodeCore:
         if self._plan is not None:
             raise RuntimeError("a step is still in flight")
         self.decode.grant(now)
-        plan = self.decode.plan()
+        plan = self.decode.plan(now)
         budget = self.limits.max_num_batched_tokens - len(plan.decodes)
         if self.limits.adaptive_chunks and plan.decodes and len(self.prefill.scheduler):
             context = self.decode.scheduler.num_tokens
@@ -313,6 +313,7 @@ class NodeCore:
             num_reserving=len(decode.handoffs),
             num_waiting_room=len(decode.queue),
             reserving_tokens=decode.reserving_tokens,
+            handoff_s=decode.handoff_s,
             num_blocks=self.pool.num_blocks,
             free_blocks=self.pool.num_free,
             cached_blocks=self.pool.num_cached,

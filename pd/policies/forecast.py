@@ -26,7 +26,9 @@ class Forecast(NamedTuple):
     """Seconds; None where nothing was measured yet that would tell.
 
     `work_s` of the TTFT is the prompt's own, that no wait makes shorter. `per_seq_s` is how much
-    one sequence less in the batch takes off `tpot_s`, `ended_per_s` how many leave it.
+    one sequence less in the batch takes off `tpot_s`, `ended_per_s` how many leave it. `handoff_s`
+    is what the way to another node adds to `tpot_s`: much for two tokens, nothing for hundreds, and
+    nothing that a later try would make shorter.
     """
 
     ttft_s: float | None
@@ -34,6 +36,7 @@ class Forecast(NamedTuple):
     tpot_s: float | None
     per_seq_s: float = 0.0
     ended_per_s: float = 0.0
+    handoff_s: float = 0.0
 
 
 UNKNOWN = Forecast(None, 0.0, None)
@@ -60,8 +63,12 @@ def forecast(start: Candidate, decode: Candidate, prompt: Prompt) -> Forecast:
         if alone_s is not None:
             trickle_s = TRICKLE * prompt.slo.tpot_s if start.node_id == decode.node_id else 0.0
             tpot_s = max(alone_s + trickle_s, min(tpot_s, SHARE * prompt.slo.tpot_s))
-    per_seq_s = pace.per_seq_s(context / seqs) if tpot_s is not None else 0.0
-    return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended)
+    if tpot_s is None:
+        return Forecast(ttft_s if measured else None, work_s, None, 0.0, ended)
+    per_seq_s, handoff_s = pace.per_seq_s(context / seqs), 0.0
+    if start.node_id != decode.node_id and prompt.max_tokens > 1:
+        handoff_s = decode.snapshot.handoff_s / (prompt.max_tokens - 1)
+    return Forecast(ttft_s if measured else None, work_s, tpot_s, per_seq_s, ended, handoff_s)
 
 
 def _together(decode: Candidate, pace: Pace, mean_output: float | None, wait_s: float) -> float:
@@ -91,6 +98,8 @@ def share_of_target(predicted: Forecast, slo: SLO, *, kept: bool = False) -> flo
     outputs are `kept` to their targets, is their TPOT as long as they can be: they are slow since
     there is time to spare, which says nothing of how near they are to being late."""
     ttft, tpot = predicted.ttft_s, predicted.tpot_s
+    if tpot is not None:
+        tpot += predicted.handoff_s
     share = ttft / slo.ttft_s if ttft and slo.ttft_s else 0.0
     if tpot and slo.tpot_s and not (kept and tpot <= SHARE * slo.tpot_s):
         share = max(share, tpot / slo.tpot_s)

@@ -70,6 +70,25 @@ def test_a_sequence_starts_once_its_blocks_and_first_token_are_there(
     assert_idle(d)
 
 
+def test_what_a_hand_off_takes_is_told_from_the_first_token_to_the_step_after_it(
+    d: NodeDriver,
+) -> None:
+    grant = reserved(d, max_tokens=3)
+    d.hear("p0", PrefillDone(1, ((0, 50),)))
+    d.tick(0.2)
+    d.arrived(0, len(grant.blocks))
+    d.tick(0.3)
+    assert d.core.snapshot(d.now).handoff_s == 0.0
+    d.step()
+    assert d.core.snapshot(d.now).handoff_s == pytest.approx(0.5)
+    d.step()
+    d.reserve(make_work(10, name="next"), 2)
+    d.arrived(0, 1, transfer_id=2)  # two are cached
+    d.hear("p0", PrefillDone(2, ((0, 50),)))
+    d.step()
+    assert d.core.snapshot(d.now).handoff_s == pytest.approx(0.45), "a tenth of the newest"
+
+
 def test_blocks_that_are_cached_are_not_asked_for(d: NodeDriver) -> None:
     started(d)
     d.order(Abort("r", (0,), 0))

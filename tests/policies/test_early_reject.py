@@ -215,6 +215,23 @@ def test_outputs_that_are_kept_to_their_targets_are_no_reason_to_split() -> None
     assert not whole_is_better(whole._replace(tpot_s=0.095), split, slo, kept=True)
 
 
+def test_two_tokens_are_not_split_where_their_time_would_be_the_hand_off() -> None:
+    slo = SLO(1.0, 0.05)
+    start = at("p0", "prefill", prefill_rate=1000.0)
+    decode = at("d0", "decode", pace=paced(), handoff_s=0.06)
+    mixed = at("m0", "mixed", pace=paced(), prefill_rate=1000.0)
+    nodes = [start, decode, mixed]
+    two, many = (prompt(100, slo=slo, max_tokens=number) for number in (2, 100))
+    assert route(nodes, two, "cache_aware") == Placement("m0", "m0")
+    assert route(nodes, many, "cache_aware") == Placement("p0", "d0")
+    # Nobody is turned away for it: a later try would not find it shorter.
+    told = forecast(start, decode, two)
+    assert told.tpot_s is not None and told.tpot_s + told.handoff_s > slo.tpot_s
+    assert reject_early(told, slo) is None
+    one = prompt(100, slo=slo, max_tokens=1)
+    assert forecast(start, decode, one).handoff_s == forecast(mixed, mixed, two).handoff_s == 0.0
+
+
 def test_a_mixed_node_shares_the_prompts_and_a_decode_node_takes_what_would_be_late() -> None:
     slo = SLO(1.0, 0.014)
     outputs: dict[str, Any] = {"pace": paced(), "prefill_rate": 1000.0, "num_running": 1}
