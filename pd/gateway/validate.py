@@ -152,22 +152,24 @@ def chat_logprobs(body: ChatBody, limits: Limits) -> int | None:
 
 
 def slo(body: GenerationBody, headers: Mapping[str, str]) -> SLO:
-    """Latency targets from the body or else from the headers, in seconds."""
+    """Latency targets from the body or else from the headers, in seconds. A bad one is refused even
+    where the other counts."""
     targets: dict[str, float | None] = {}
     for name in ("ttft", "tpot"):
-        value, param = getattr(body.slo, f"{name}_ms", None), f"slo.{name}_ms"
-        header = headers.get(f"x-slo-{name}-ms")
-        if value is None and header is not None:
-            param = f"x-slo-{name}-ms"
+        header, from_header = f"x-slo-{name}-ms", None
+        if header in headers:
             try:
-                value = float(header)
+                from_header = float(headers[header])
             except ValueError:
                 raise RequestError(
-                    f"header '{param}' must be a number of milliseconds", param=param
+                    f"header '{header}' must be a number of milliseconds", param=header
                 ) from None
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise RequestError(f"'{param}' must be more than 0 milliseconds", param=param)
-        targets[name] = None if value is None else value / 1000
+        from_body = getattr(body.slo, f"{name}_ms", None)
+        for value_ms, param in ((from_header, header), (from_body, f"slo.{name}_ms")):
+            if value_ms is not None and not (math.isfinite(value_ms) and value_ms > 0):
+                raise RequestError(f"'{param}' must be more than 0 milliseconds", param=param)
+        value_ms = from_header if from_body is None else from_body
+        targets[name] = None if value_ms is None else value_ms / 1000
     return SLO(ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
@@ -184,10 +186,9 @@ def cache_salt(body: GenerationBody, limits: Limits) -> str:
 
 def session(body: GenerationBody, headers: Mapping[str, str], limits: Limits) -> str:
     """What the request belongs to, from the body or else from the header; '' for nothing."""
-    param, value = "session_id", body.session_id
-    if value is None:
-        param, value = "x-session-id", headers.get("x-session-id")
-    return _name(param, value, limits.max_session_length)
+    longest = limits.max_session_length
+    from_header = _name("x-session-id", headers.get("x-session-id"), longest)
+    return _name("session_id", body.session_id, longest) or from_header
 
 
 def chat_messages(body: ChatBody, limits: Limits) -> list[dict[str, Any]]:

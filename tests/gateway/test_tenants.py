@@ -87,9 +87,10 @@ def test_the_session_may_be_a_header_and_the_body_wins(front: Front) -> None:
 
 @pytest.mark.parametrize("value", ["", "x" * 257])
 def test_a_wrong_session_header_is_named(front: Front, value: str) -> None:
-    response = front.post(COMPLETIONS, {"prompt": "hi"}, headers={"X-Session-ID": value})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "x-session-id"
+    for body in ({"prompt": "hi"}, {"prompt": "hi", "session_id": "s"}):
+        response = front.post(COMPLETIONS, body, headers={"X-Session-ID": value})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "x-session-id"
     assert front.cell.works == []
 
 
