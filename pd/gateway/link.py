@@ -298,6 +298,7 @@ class CellLink:
     def _on_admitted(self, message: Admitted) -> None:
         running = self._running.get(message.request_id)
         if running is None:
+            self._disown(message)
             return
         running.answer_by_s = None
         running.record.on_admitted(message)
@@ -314,13 +315,20 @@ class CellLink:
             running.handoff_wait_s += message.wait_s
             running.timeline.moved(message.wait_s)
 
+    def _disown(self, message: Admitted | Interrupted) -> None:
+        """The cell keeps a place for a request that has ended here: refused, and then taken after
+        all when a second copy of its Submit came, or cancelled while its Cancel was lost."""
+        self._courier.send(Cancel(message.request_id, message.indices))
+
     def _on_interrupted(self, message: Interrupted) -> None:
         running = self._running.get(message.request_id)
-        if running is not None:
-            indices = message.indices
-            if message.unstarted_only:
-                indices = running.record.unstarted(indices)
-            self._continuity.resume(running, indices, message.attempt, message.reason)
+        if running is None:
+            self._disown(message)
+            return
+        indices = message.indices
+        if message.unstarted_only:
+            indices = running.record.unstarted(indices)
+        self._continuity.resume(running, indices, message.attempt, message.reason)
 
     def _on_rejected(self, message: Rejected) -> None:
         running = self._running.get(message.request_id)

@@ -11,7 +11,7 @@ from front import Front, eventually, serving
 from rejecting import reject_with
 
 from pd.gateway.continuity import LinkOptions
-from pd.messages import Cancel, Interrupted, Rejected, Tokens, Welcome
+from pd.messages import Admitted, Cancel, Interrupted, Rejected, Tokens, Welcome
 from pd.types import TokenEvent, Work
 
 TEXT = "the quick brown fox jumps"
@@ -85,6 +85,18 @@ def test_tokens_of_a_request_that_ended_here_are_cancelled_again(front: Front) -
         front.loop.call_soon_threadsafe(front.cell.say, orphan, "decode-0")
     eventually(lambda: front.cell.cancels)
     assert front.cell.cancels == [Cancel("long-gone", (0,))]
+
+
+def test_a_place_kept_for_a_request_that_ended_here_is_given_back(front: Front) -> None:
+    # The first copy of its Submit was refused, and the second was not.
+    admitted = Admitted("refused", (0, 1), 0, "prefill-0", "decode-0", 1, 1)
+    front.loop.call_soon_threadsafe(front.cell.say, admitted)
+    eventually(lambda: front.cell.cancels)
+    assert front.cell.cancels == [Cancel("refused", (0, 1))]
+    interrupted = Interrupted("refused", (1,), 0, "decode node decode-0 was lost")
+    front.loop.call_soon_threadsafe(front.cell.say, interrupted)
+    eventually(lambda: len(front.cell.cancels) > 1)
+    assert front.cell.cancels[1:] == [Cancel("refused", (1,))]
 
 
 @pytest.mark.parametrize("status, kind", [(429, "rate_limit_error"), (503, None), (400, None)])

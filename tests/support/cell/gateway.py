@@ -66,11 +66,14 @@ class SimGateway:
             self._on_welcome(message)
         elif isinstance(message, Admitted):
             record = self.records.get(message.request_id)
-            if record is not None:
+            if record is None or record.finished:
+                self._send(Cancel(message.request_id, message.indices))
+            else:
                 record.on_admitted(message)
         elif isinstance(message, Interrupted):
             record = self.records.get(message.request_id)
-            if record is None:
+            if record is None or record.finished:
+                self._send(Cancel(message.request_id, message.indices))
                 return
             indices = message.indices
             if message.unstarted_only:
