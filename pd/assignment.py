@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from pd.messages import Admitted
 from pd.router import Query
@@ -26,6 +27,73 @@ class Assignment:
         return (admitted.decode == node_id and admitted.decode_epoch <= epoch) or (
             admitted.prefill == node_id and admitted.prefill_epoch <= epoch
         )
+
+
+@dataclass(slots=True)
+class Assignments:
+    """Where everything runs: of each request its outputs, by index. Those of one assignment are
+    told of together."""
+
+    by_request: dict[str, dict[int, Assignment]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Of requests."""
+        return len(self.by_request)
+
+    def put(self, assignment: Assignment) -> None:
+        """In place of what was known of these outputs."""
+        admitted = assignment.admitted
+        outputs = self.by_request.setdefault(admitted.request_id, {})
+        outputs.update(dict.fromkeys(admitted.indices, assignment))
+
+    def release(self, request_id: str, indices: Iterable[int]) -> list[tuple[Assignment, int]]:
+        """Forget these outputs; returns those that were known."""
+        outputs = self.by_request.get(request_id, {})
+        released = [(outputs.pop(index), index) for index in indices if index in outputs]
+        if not outputs:
+            self.by_request.pop(request_id, None)
+        return released
+
+    def of(self, admitted: Admitted) -> list[tuple[Assignment, list[int]]]:
+        """The outputs that still run as this says."""
+        outputs = self.by_request.get(admitted.request_id, {})
+        return _together(outputs, [i for i in outputs if outputs[i].admitted == admitted])
+
+    def on(self, node_id: str, epoch: int) -> list[tuple[Assignment, list[int]]]:
+        """What runs on this node, or on a process before it."""
+        return [
+            found
+            for outputs in self.by_request.values()
+            for found in _together(
+                outputs, [i for i, each in outputs.items() if each.runs_on(node_id, epoch)]
+            )
+        ]
+
+    def inherited_by(self, node_id: str) -> list[Assignment]:
+        """What decodes there, or so an earlier coordinator had it."""
+        return [
+            assignment
+            for outputs in self.by_request.values()
+            for assignment in dict.fromkeys(outputs.values())
+            if not assignment.transfer_id and assignment.admitted.decode == node_id
+        ]
+
+    def of_gateway(self, gateway_id: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Its requests, and the outputs of each."""
+        return [
+            (request_id, tuple(outputs))
+            for request_id, outputs in self.by_request.items()
+            if next(iter(outputs.values())).gateway == gateway_id
+        ]
+
+
+def _together(
+    outputs: dict[int, Assignment], indices: list[int]
+) -> list[tuple[Assignment, list[int]]]:
+    found: dict[Assignment, list[int]] = {}
+    for index in indices:
+        found.setdefault(outputs[index], []).append(index)
+    return list(found.items())
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from pd.assignment import Assignment, Parked
+from pd.assignment import Assignment, Assignments, Parked
 from pd.foresight import learn, missed
 from pd.health import Health
 from pd.holders import Holders
@@ -95,7 +95,7 @@ class Coordinator:
         self.health = Health(limits.breaker, self.members, self.outbox)
         demand = DemandWatch(self._lengths, sheds=limits.admission == "predicted")
         self._steering = Steering(limits.balance, self.members, self.outbox, demand)
-        self._assigned: dict[str, dict[int, Assignment]] = {}
+        self._assigned = Assignments()
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.
         self._next_transfer_id = (limits.epoch - 1 << 32) + 1
@@ -155,6 +155,9 @@ class Coordinator:
             self.router.not_sent(to, message.transfer_id)
             self._abort(work.request.request_id, work.indices)
             self._interrupt(work, f"{to} could not be reached")
+        elif isinstance(message, Verify):
+            for assignment, indices in self._assigned.of(message.admitted):
+                self._interrupt_assigned(assignment, indices, "could not be asked", decodes=True)
         elif isinstance(message, UsePool):
             self.members.pool_not_told(to)
 
@@ -256,8 +259,7 @@ class Coordinator:
         if gateway_id not in self.members.gateways:
             return
         assignment = Assignment(gateway_id, 0, admitted)
-        assignments = self._assigned.setdefault(admitted.request_id, {})
-        assignments.update(dict.fromkeys(admitted.indices, assignment))
+        self._assigned.put(assignment)
         for node_id, epoch in (
             (admitted.prefill, admitted.prefill_epoch), (admitted.decode, admitted.decode_epoch),
         ):  # fmt: skip
@@ -269,18 +271,15 @@ class Coordinator:
 
     def _verify(self, node_id: str) -> None:
         """A node is back that decodes what an earlier coordinator sent to it, or so it seems."""
-        for assignments in self._assigned.values():
-            for assignment in set(assignments.values()):
-                if not assignment.transfer_id and assignment.admitted.decode == node_id:
-                    self.members.announce_joined()  # it is to answer another member
-                    self.outbox.send(node_id, Verify(assignment.gateway, assignment.admitted))
+        for assignment in self._assigned.inherited_by(node_id):
+            self.members.announce_joined()  # it is to answer another member
+            self.outbox.send(node_id, Verify(assignment.gateway, assignment.admitted))
 
     def _place(self, work: Work, route: Route) -> None:
         request, placement = work.request, route.placement
         transfer_id, self._next_transfer_id = self._next_transfer_id, self._next_transfer_id + 1
         prefill = self.members.nodes[placement.prefill]
         decode = self.members.nodes[placement.decode]
-        assignments = self._assigned.setdefault(request.request_id, {})
         admitted = Admitted(
             request.request_id, work.indices, work.attempt, prefill.id, decode.id,
             prefill.epoch, decode.epoch, route.num_cached * prefill.hello.block_size,
@@ -289,7 +288,7 @@ class Coordinator:
         assignment = Assignment(
             request.gateway, transfer_id, admitted, request.slo.ttft_s, request.params.max_tokens
         )
-        assignments.update(dict.fromkeys(work.indices, assignment))
+        self._assigned.put(assignment)
         self.router.sent(route, work, transfer_id)
         self.health.sent(prefill, decode)
         self._steering.sent(prefill.id, route.work_s)
@@ -330,12 +329,9 @@ class Coordinator:
 
     def _release(self, request_id: str, indices: tuple[int, ...]) -> list[tuple[Assignment, int]]:
         """Forget assignments; returns those that were known."""
-        assignments = self._assigned.get(request_id, {})
-        released = [(assignments.pop(i), i) for i in indices if i in assignments]
+        released = self._assigned.release(request_id, indices)
         for assignment, _ in released:
             self.router.ended(assignment.transfer_id)
-        if not assignments:
-            self._assigned.pop(request_id, None)
         return released
 
     def _reject(self, work: Work, status: int, message: str, retry_after_s: float = 1.0) -> None:
@@ -392,19 +388,13 @@ class Coordinator:
 
     def _interrupt_all(self, node: Node | Absent, reason: str) -> None:
         """Interrupt what was to decode there, and what waits for its first token from there."""
-        for assignments in list(self._assigned.values()):
-            affected: dict[Assignment, list[int]] = {}
-            for index, assignment in assignments.items():
-                if assignment.runs_on(node.id, node.epoch):
-                    affected.setdefault(assignment, []).append(index)
-            for assignment, indices in affected.items():
-                decodes = assignment.admitted.decode == node.id
-                self._interrupt_assigned(assignment, indices, reason, decodes=decodes)
+        for assignment, indices in self._assigned.on(node.id, node.epoch):
+            decodes = assignment.admitted.decode == node.id
+            self._interrupt_assigned(assignment, indices, reason, decodes=decodes)
 
     def _gateway_lost(self, gateway: Gateway | Absent) -> None:
-        for request_id, assignments in list(self._assigned.items()):
-            if next(iter(assignments.values())).gateway == gateway.id:
-                self._abort(request_id, tuple(assignments))
+        for request_id, indices in self._assigned.of_gateway(gateway.id):
+            self._abort(request_id, indices)
         self._parked = [p for p in self._parked if p.work.request.gateway != gateway.id]
 
     # -------------------------------------------------------------- views

@@ -22,6 +22,7 @@ from pd.messages import (
     SetRole,
     StartPrefill,
     SyncBlocks,
+    Verify,
     Welcome,
 )
 from pd.outbox import ANY_PROCESS, Kill
@@ -162,6 +163,24 @@ def test_what_runs_is_known_again(driver: Restarted) -> None:
         ("d0", Abort("r", (0, 1), 1)), ("p0", Abort("r", (0, 1), 1)),
     ]  # fmt: skip
     assert driver.num_requests == 0
+
+
+def test_what_its_node_could_not_be_asked_about_is_interrupted(driver: Restarted) -> None:
+    driver.all_return()
+    for index in (0, 1):
+        driver.hear("g", Ongoing(Admitted("r", (index,), 1, "p0", "d0", 2, 3)))
+    asked = [message for to, message in driver.sent(Verify) if to == "d0"]
+    assert [each.admitted.indices for each in asked] == [(0,), (1,)]
+    driver.clear()
+    driver.coordinator.on_undeliverable("d0", asked[1])
+    ((to, interrupted),) = driver.sent(Interrupted)
+    assert to == "g" and (interrupted.indices, interrupted.attempt) == ((1,), 1)
+    assert "d0 could not be asked" in interrupted.reason and not interrupted.unstarted_only
+    driver.clear()
+    driver.submit("r", attempt=2, n=2)
+    driver.clear()
+    driver.coordinator.on_undeliverable("d0", asked[1])
+    assert not driver.sent(Interrupted), "it runs in a newer attempt"
 
 
 def test_a_node_that_runs_what_nobody_knows_of_is_told_to_stop(driver: Restarted) -> None:
