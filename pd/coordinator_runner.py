@@ -162,7 +162,8 @@ class CoordinatorRunner:
     def _send(self, to: str, message: Message) -> None:
         if to == SUPERVISOR:
             assert isinstance(message, RoleChanged | Draining | Scaling)
-            self._asked.pop(message.call).set_result(message.error)
+            error = "" if isinstance(message, Scaling) else message.error
+            self._asked.pop(message.call).set_result(error)
             return
         if isinstance(message, CellStatus):
             message = replace(message, notices=tuple(self._notices))

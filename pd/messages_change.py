@@ -76,7 +76,6 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """It does; `error` is always empty."""
+    """It does."""
 
     call: int
-    error: str = ""

@@ -105,6 +105,10 @@ def _in_time(chosen: Candidate, nodes: Sequence[Candidate], prompt: Prompt) -> C
     def share(node: Candidate) -> float:
         return share_of_target(forecast(node, node, prompt), prompt.slo)
 
-    if share(chosen) < _NEAR:
+    best, least = chosen, share(chosen)
+    if least < _NEAR:
         return chosen
-    return min((chosen, *nodes), key=share)
+    for node in nodes:
+        if node is not chosen and (its := share(node)) < least:
+            best, least = node, its
+    return best
