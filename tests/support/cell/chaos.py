@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from cell.cell import GATEWAY, Action, Cell, Faults
 from cell.checks import check_copies, check_done, check_pages, check_tokens
-from cell.workload import SHARED_PREFIX, TOPOLOGIES, make_request
+from cell.workload import SHARED_PREFIX, TOPOLOGIES, change_role, make_request
 from pd.messages import COORDINATOR
 from pd.node.core import NodeLimits
 from pd.policies.order import OrderPolicy
@@ -52,6 +52,8 @@ def chaos_run(
             _submit(cell, rng, next(names))
         if rng.random() < 0.1:
             _cancel(cell, rng)
+        if rng.random() < 0.2 and cell.centre_up and cell.centre_frozen is None:
+            change_role(cell, rng)
         cell.steps(rng.choice((0, 5, 20, 60)))
         fault = rng.choice(_KINDS)
         cell.counts[f"fault: {fault(cell, rng)}"] += 1

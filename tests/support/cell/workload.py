@@ -138,7 +138,7 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
             request_id = rng.choice(running)
             cell.gateway.stop(request_id, rng.choice(cell.gateway.records[request_id].unfinished))
         elif event == "role":
-            _change_role(cell, rng)
+            change_role(cell, rng)
         elif event == "restart gateway":
             if rng.random() < 0.3:
                 cell.counts["gateways lost"] += 1
@@ -169,7 +169,7 @@ def random_run(seed: int, topology: str | None = None, *, num_events: int = 24) 
     return counts
 
 
-def _change_role(cell: Cell, rng: random.Random) -> None:
+def change_role(cell: Cell, rng: random.Random) -> None:
     """Ask for another role of some node: done, or refused since the cell could not serve then."""
     serving = sorted(node_id for node_id, role in cell.roles.items() if role != "pool")
     role: Role = rng.choice(("prefill", "decode", "mixed"))
