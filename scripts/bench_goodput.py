@@ -27,6 +27,8 @@ tokens may take seconds, a queue that never stops growing looks like success for
 rates it sends for longer, or three long prompts in a row would decide. The first of it does not
 count, in which nodes that may choose their roles take those of this load. It is given up as soon as
 its goal is out of reach. Some 40 minutes for a workload; nothing else should run on the machine.
+Where others share its caches and memory, --tries 2 gives a rate that failed another run, and the
+better one counts: what they do can spoil a run and cannot make one better.
 """
 
 from __future__ import annotations
@@ -144,6 +146,22 @@ def shifting(workload: Workload, longest: int) -> Workload:
     return Workload("shifting", arrivals)
 
 
+@dataclass
+class Retried(Bench):
+    """Of up to `tries` runs at a rate the first that reaches the goal, or else the best."""
+
+    tries: int = 1
+
+    async def run(self, rate: float | None = None, *, goal: float | None = None) -> Measured:
+        best = await super().run(rate, goal=goal)
+        for _ in range(self.tries - 1):
+            if goal is None or best.summary.attainment >= goal:
+                break
+            another = await super().run(rate, goal=goal)
+            best = max(best, another, key=lambda each: each.summary.attainment)
+        return best
+
+
 class Targets(NamedTuple):
     """As multiples of what a request takes that is alone."""
 
@@ -207,7 +225,10 @@ async def measure(
             for label, slo in targets:
                 limits = f"TTFT {slo.ttft_s:.2f} s, TPOT {slo.tpot_s:.4f} s"
                 say(f"{name}, {workload}, {label}: {limits}")
-                bench = Bench(http, endpoint, spec, slo, Quiet(), salt, args.warmup, args.ramp)
+                bench = Retried(
+                    http, endpoint, spec, slo, Quiet(), salt, args.warmup, args.ramp,
+                    tries=args.tries,
+                )  # fmt: skip
                 salt += 1 << 20
                 await bench.warm_up()
                 plan = RateSearch(
@@ -277,6 +298,7 @@ def main() -> None:
     parser.add_argument("--goal", type=float, default=0.9)
     parser.add_argument("--tolerance", type=float, default=0.08)
     parser.add_argument("--repeats", type=at_least_one, default=1, help="runs at each rate")
+    parser.add_argument("--tries", type=at_least_one, default=1, help="of a rate that failed")
     parser.add_argument("--rounds", type=at_least_one, default=9, help="requests sent alone")
     parser.add_argument("--warmup", type=int, default=4, help="requests not counted")
     parser.add_argument("--pool-gib", type=float, default=0.0, help="KV pool beside the nodes")
