@@ -54,6 +54,8 @@ def chaos_run(
             _cancel(cell, rng)
         if rng.random() < 0.2 and cell.centre_up and cell.centre_frozen is None:
             change_role(cell, rng)
+        if rng.random() < 0.1 and cell.centre_up and cell.centre_frozen is None:
+            _replace(cell, rng)
         cell.steps(rng.choice((0, 5, 20, 60)))
         fault = rng.choice(_KINDS)
         cell.counts[f"fault: {fault(cell, rng)}"] += 1
@@ -109,6 +111,20 @@ def _cancel(cell: Cell, rng: random.Random) -> None:
     running = [key for key, record in cell.gateway.records.items() if not record.finished]
     if running:
         cell.cancel(rng.choice(running))
+
+
+def _replace(cell: Cell, rng: random.Random) -> None:
+    """A node's process ends for another one, as in a rolling change: whether it has got rid of its
+    work by then or not."""
+    if not cell.nodes:
+        return
+    node_id = rng.choice(sorted(cell.nodes))
+    cell.drain(node_id, rng.choice((0.0, 1.0, 60.0)))
+    cell.steps(rng.choice((0, 20, 100)))
+    if node_id in cell.nodes:
+        cell.kill_node(node_id)
+        cell.start_node(node_id)
+        cell.counts["replaced"] += 1
 
 
 # ------------------------------------------------------------------ faults
