@@ -31,8 +31,8 @@ class Assignment:
 
 @dataclass(slots=True)
 class Assignments:
-    """Where everything runs: of each request its outputs, by index. Those of one assignment are
-    told of together."""
+    """Where everything runs: of each request its outputs, by index. What is found is grouped by
+    assignment, since that is how it is told of."""
 
     by_request: dict[str, dict[int, Assignment]] = field(default_factory=dict)
 
@@ -57,15 +57,15 @@ class Assignments:
     def of(self, admitted: Admitted) -> list[tuple[Assignment, list[int]]]:
         """The outputs that still run as this says."""
         outputs = self.by_request.get(admitted.request_id, {})
-        return _together(outputs, [i for i in outputs if outputs[i].admitted == admitted])
+        return _grouped((i, each) for i, each in outputs.items() if each.admitted == admitted)
 
     def on(self, node_id: str, epoch: int) -> list[tuple[Assignment, list[int]]]:
         """What runs on this node, or on a process before it."""
         return [
             found
             for outputs in self.by_request.values()
-            for found in _together(
-                outputs, [i for i, each in outputs.items() if each.runs_on(node_id, epoch)]
+            for found in _grouped(
+                (i, each) for i, each in outputs.items() if each.runs_on(node_id, epoch)
             )
         ]
 
@@ -87,12 +87,10 @@ class Assignments:
         ]
 
 
-def _together(
-    outputs: dict[int, Assignment], indices: list[int]
-) -> list[tuple[Assignment, list[int]]]:
+def _grouped(outputs: Iterable[tuple[int, Assignment]]) -> list[tuple[Assignment, list[int]]]:
     found: dict[Assignment, list[int]] = {}
-    for index in indices:
-        found.setdefault(outputs[index], []).append(index)
+    for index, assignment in outputs:
+        found.setdefault(assignment, []).append(index)
     return list(found.items())
 
 
