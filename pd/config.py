@@ -216,6 +216,12 @@ class ClusterConfig(Section):
         "seconds that interrupted work waits for a lost node, or the coordinator, to be back",
         minimum=0.0,
     )
+    stand_in_s: float = option(
+        60.0,
+        "seconds that a cell lacks nodes of one phase before those of the other do both, until "
+        "some have been back for as long; 0 is never",
+        minimum=0.0,
+    )
     node_drain_s: float = option(
         5.0,
         "seconds that requests may still take on a node that is to be removed before they go on "

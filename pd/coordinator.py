@@ -64,7 +64,8 @@ _PREFIXES = 10  # the most popular ones, in the cell's status
 class CoordinatorLimits:
     """Bounds on waiting work, times in seconds, and how work is placed.
 
-    `recovery_timeout_s` is how long interrupted work waits for a lost node to come back. `epoch`
+    `recovery_timeout_s` is how long interrupted work waits for a lost node to come back, and
+    `stand_in_s` how long the cell waits for one of a phase that it has no other node of. `epoch`
     is this coordinator's own, greater than that of any before it and all the epochs they gave.
     With predicted `admission` a request has to fit below the bound on the queue, too. With
     `balance` nodes are given the roles that the load needs.
@@ -73,6 +74,7 @@ class CoordinatorLimits:
     max_waiting_per_node: int = 256
     node_timeout_s: float = 10.0
     recovery_timeout_s: float = 120.0
+    stand_in_s: float = 60.0
     status_s: float = 0.5
     router: RouterOptions = field(default_factory=RouterOptions)
     admission: Admission = "queue"
@@ -94,7 +96,9 @@ class Coordinator:
         self.router = Router(limits.router, self.members, self.holders, self._lengths)
         self.health = Health(limits.breaker, self.members, self.outbox)
         demand = DemandWatch(self._lengths, sheds=limits.admission == "predicted")
-        self._steering = Steering(limits.balance, self.members, self.outbox, demand)
+        self._steering = Steering(
+            limits.balance, self.members, self.outbox, demand, limits.stand_in_s
+        )
         self._assigned = Assignments()
         self._parked: list[Parked] = []
         # Below 1 << 62, where the ids begin that nodes make themselves.

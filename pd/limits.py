@@ -22,6 +22,7 @@ def coordinator_limits(config: Config, key_space: KeySpace) -> CoordinatorLimits
         max_waiting_per_node=cluster.max_waiting_per_node,
         node_timeout_s=cluster.node_timeout_s,
         recovery_timeout_s=cluster.recovery_timeout_s,
+        stand_in_s=cluster.stand_in_s,
         router=RouterOptions(
             cluster.routing,
             config.cache.prefix_cache,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pd.holders import Holders
@@ -212,11 +212,14 @@ class Members:
         self._heard_since = min((m.last_heard for m in self._everybody()), default=now)
         return gone
 
-    def missing(self) -> str:
-        """What the cell lacks to serve, in words; empty when it can."""
+    def missing(self, roles_if: Mapping[str, Role] | None = None) -> str:
+        """What the cell lacks to serve, in words, or would lack if some nodes had these roles;
+        empty when it can."""
         layouts: dict[str, set[int]] = {}
+        roles_if = roles_if or {}
         for node in self.serving:
-            layouts.setdefault(node.hello.role, set()).add(node.hello.layout)
+            role = roles_if.get(node.id, node.hello.role)
+            layouts.setdefault(role, set()).add(node.hello.layout)
         roles = layouts.keys()
         if "mixed" in roles:
             return ""

@@ -1,4 +1,5 @@
-"""What follows the load in a cell: its nodes' roles, and how many there are. Pure."""
+"""What follows the load in a cell, and the loss of nodes: the roles of those there are, and how
+many there are. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from pd.outbox import Outbox
 from pd.policies.balance import BalanceOptions
 from pd.policies.demand import DemandWatch
 from pd.scaler import Scaler
+from pd.standin import StandIn
 from pd.types import Work
 
 
 class Steering:
     """`sent` for every prompt, `tick` on every turn of the coordinator. Without `balance` roles
-    stay; numbers do until `scaler` has bounds."""
+    stay, as long as the cell has both phases or has lacked one for less than `stand_in_s`; numbers
+    do until `scaler` has bounds."""
 
     def __init__(
         self,
@@ -21,8 +24,10 @@ class Steering:
         members: Members,
         outbox: Outbox,
         demand: DemandWatch,
+        stand_in_s: float,
     ) -> None:
         self._balancer = None if balance is None else Balancer(balance, members, outbox, demand)
+        self._stand_in = StandIn(members, outbox, stand_in_s)
         self.scaler = Scaler(members, outbox)
 
     def sent(self, node_id: str, work_s: float) -> None:
@@ -38,6 +43,7 @@ class Steering:
 
     def tick(self, now: float) -> bool:
         """Whether a role was changed."""
-        changed = self._balancer is not None and self._balancer.tick(now) is not None
+        changed = self._stand_in.tick(now)
+        changed |= self._balancer is not None and self._balancer.tick(now) is not None
         self.scaler.tick(now)
         return changed

@@ -60,6 +60,7 @@ PURE = (
     "pd/role_orders.py",
     "pd/rollout.py",
     "pd/scaler.py",
+    "pd/standin.py",
     "pd/steering.py",
     "pd/foresight.py",
     "pd/health.py",

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 CONFIGURED = frozenset({
     "block_size", "kv_cache_gib", "prefix_cache", "max_num_batched_tokens", "max_num_seqs",
     "prefill_order", "aging_s", "fairness", "burst_tokens", "watermark", "prefill", "decode",
-    "mixed", "heartbeat_s", "node_timeout_s", "recovery_timeout_s", "lease_s", "routing",
-    "disaggregate", "admission", "admission_margin", "max_waiting_per_node", "pool_dram_gib",
-    "pool_disk_gib", "fetch", "balance", "balance_mixed", "balance_high", "balance_window_s",
-    "balance_patience_s", "balance_cooldown_s", "min_prefill", "min_decode",
+    "mixed", "heartbeat_s", "node_timeout_s", "recovery_timeout_s", "stand_in_s", "lease_s",
+    "routing", "disaggregate", "admission", "admission_margin", "max_waiting_per_node",
+    "pool_dram_gib", "pool_disk_gib", "fetch", "balance", "balance_mixed", "balance_high",
+    "balance_window_s", "balance_patience_s", "balance_cooldown_s", "min_prefill", "min_decode",
 })  # fmt: skip
 
 DESCRIPTION = """\

@@ -25,9 +25,7 @@ from kvstore.transport.events import Arrived
 from pd.coordinator import Coordinator, CoordinatorLimits
 from pd.messages import (
     COORDINATOR,
-    SUPERVISOR,
     ChangeRole,
-    Drain,
     GatewayHello,
     Heartbeat,
     NodeHello,
@@ -169,11 +167,6 @@ class Cell:
         error = self.coordinator.change_role(node_id, role, migrate=migrate, now=self.now)
         self._flush_coordinator()
         return error
-
-    def drain(self, node_id: str, move_s: float) -> None:
-        """Its process is to end, as the supervisor asks for it before it replaces one."""
-        self.coordinator.on_message(SUPERVISOR, Drain(0, node_id, move_s), self.now)
-        self._flush_coordinator()
 
     def hear_role_change(self, node_id: str, role: Role) -> None:
         """A gateway asks for it."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from cell.cell import GATEWAY, Action, Cell, Faults
 from cell.checks import check_copies, check_done, check_pages, check_tokens
 from cell.workload import SHARED_PREFIX, TOPOLOGIES, change_role, make_request
-from pd.messages import COORDINATOR
+from pd.messages import COORDINATOR, SUPERVISOR, Drain
 from pd.node.core import NodeLimits
 from pd.policies.order import OrderPolicy
 
@@ -119,7 +119,8 @@ def _replace(cell: Cell, rng: random.Random) -> None:
     if not cell.nodes:
         return
     node_id = rng.choice(sorted(cell.nodes))
-    cell.drain(node_id, rng.choice((0.0, 1.0, 60.0)))
+    drain = Drain(0, node_id, rng.choice((0.0, 1.0, 60.0)))
+    cell.coordinator.on_message(SUPERVISOR, drain, cell.now)
     cell.steps(rng.choice((0, 20, 100)))
     if node_id in cell.nodes:
         cell.kill_node(node_id)
