@@ -20,8 +20,9 @@ COUNTS: dict[Role, int] = {"prefill": 2, "decode": 2}
 OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": 64, "max_waiting_per_node": 12, "watermark": 0.0,
     "pool_dram_gib": 0.0, "heartbeat_s": 0.1, "node_timeout_s": 4.0, "disaggregate": "always",
-    "block_size": BLOCK_SIZE,
+    "block_size": BLOCK_SIZE, "stand_in_s": 1.0,
 }  # fmt: skip
+ROLES = {f"{role}-{number}": str(role) for role in COUNTS for number in range(COUNTS[role])}
 LIVE_BLOCK_BYTES = 6 * 2 * 2 * 64 * 4 * BLOCK_SIZE  # layers, k and v, heads, values, of 4 bytes
 
 
@@ -33,7 +34,18 @@ def cell(request: pytest.FixtureRequest) -> Iterator[AnyCell]:
     start: Callable[..., Any] = request.getfixturevalue("start_cell")
     gib = (NUM_BLOCKS + 0.5) * LIVE_BLOCK_BYTES / 2**30
     with start(**COUNTS, **OPTIONS, kv_cache_gib=gib) as live:
-        yield LiveAsk(live, LIVE_BLOCK_BYTES)
+        cell = LiveAsk(live, LIVE_BLOCK_BYTES)
+        await_roles(cell, ROLES)  # who came first stood in for who came last
+        yield cell
+
+
+def await_roles(cell: AnyCell, roles: dict[str, str]) -> None:
+    """Ask for a little, again and again, so that time passes in both kinds of cell."""
+    for number in range(400):
+        if cell.roles() == roles:
+            return
+        cell.ask([Ask(prompt(20, 1000 + number), 20)])
+    raise AssertionError(f"roles are {cell.roles()}, and not {roles}")
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -121,6 +133,17 @@ def test_a_node_dies_under_load(cell: AnyCell, node: str) -> None:
     assert [(answer.status, answer.num_tokens) for answer in answers] == [("ok", 50)] * 8
     cell.settle()
     assert set(cell.roles()) == {"prefill-0", "prefill-1", "decode-0", "decode-1"}
+
+
+def test_where_a_phase_is_lost_the_nodes_of_the_other_do_both(cell: AnyCell) -> None:
+    cell.set_role("decode-1", "prefill")
+    asks = [Ask(prompt(50, 80 + number), 200) for number in range(6)]
+    answers = cell.ask(asks, Fault("decode-0", 60))
+    assert [(answer.status, answer.num_tokens) for answer in answers] == [("ok", 200)] * 6
+    assert {answer.decode for answer in answers} <= ROLES.keys() - {"decode-0"}
+    await_roles(cell, {**ROLES, "decode-1": "prefill"})
+    cell.set_role("decode-1", "decode")
+    cell.settle()
 
 
 def test_the_cells_have_the_memory_that_these_tests_count_on(cell: AnyCell) -> None:

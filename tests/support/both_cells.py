@@ -192,7 +192,7 @@ class SimAsk:
             for role, count in counts.items()
             if count
         )
-        spec = CellSpec(groups, config, restart_s=2.0)
+        spec = CellSpec(groups, config, restart_s=4.0)
         asked: list[SimAsk] = []
         cell = SimCell(
             spec,
