@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,11 +52,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """Once so many tokens have come in all, kill a node or give it another role."""
+    """Once so many tokens have come in all, kill a node or give it another role. A real one that
+    `hangs` is killed once it is missed, so that no process takes its place before; a simulated one
+    is missed at once."""
 
     node: str
     after_tokens: int
     role: Role | None = None
+    hangs: bool = False
 
 
 class AnyCell(Protocol):
@@ -77,6 +81,10 @@ class AnyCell(Protocol):
 
     def roles(self) -> dict[str, str]:
         """As the coordinator knows them, by node."""
+        ...
+
+    def num_decided(self, what: str) -> int:
+        """How often the coordinator has decided this."""
         ...
 
 
@@ -109,12 +117,17 @@ class LiveAsk:
     def roles(self) -> dict[str, str]:
         return {row["id"]: row["role"] for row in self._cell.status()["nodes"]}
 
+    def num_decided(self, what: str) -> int:
+        time.sleep(STATUS_S)
+        rows = self._cell.http.get("/v1/decisions?limit=200").json()["decisions"]
+        return sum(row["times"] for row in rows if row["what"] == what)
+
     def _prepare(self, fault: Fault) -> Callable[[], None]:
         if fault.role is not None:
             node, role = fault.node, fault.role
             return lambda: self.set_role(node, role)
         (pid,) = [row["pid"] for row in self._cell.status()["nodes"] if row["id"] == fault.node]
-        return lambda: os.kill(pid, signal.SIGKILL)
+        return lambda: os.kill(pid, signal.SIGSTOP if fault.hangs else signal.SIGKILL)
 
     async def _ask(
         self,
@@ -183,6 +196,7 @@ class SimAsk:
 
     cell: SimCell
     _answers: dict[str, Answer] = field(default_factory=dict)
+    _decided: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def start(cls, counts: Mapping[Role, int], num_blocks: int, options: dict[str, Any]) -> SimAsk:
@@ -234,6 +248,9 @@ class SimAsk:
         nodes = self.cell.coordinator.members.nodes.values()
         return {node.id: node.hello.role for node in nodes}
 
+    def num_decided(self, what: str) -> int:
+        return self._decided[what]
+
     # -------------------------------------------------------------- inside
     def _submit(self, ask: Ask) -> None:
         ends = range(BLOCK_SIZE, len(ask.prompt) + BLOCK_SIZE, BLOCK_SIZE)
@@ -243,10 +260,10 @@ class SimAsk:
         self.cell.gateway.submit(arrival)
 
     def _happens(self, fault: Fault) -> None:
-        if fault.role is None:
-            self.cell.kill(fault.node)
-        else:
+        if fault.role is not None:
             self.set_role(fault.node, fault.role)
+        else:
+            self.cell.kill(fault.node)
 
     def _count(self, asks: Sequence[Ask]) -> None:
         for (request_id, answer), ask in zip(list(self._answers.items()), asks):
@@ -259,6 +276,8 @@ class SimAsk:
                 answer.status = "left"
 
     def _note(self, kind: str, about: str, more: Mapping[str, Any]) -> None:
+        if kind == "decided":
+            self._decided[about] += 1
         answer = self._answers.get(about)
         if answer is None:
             return
