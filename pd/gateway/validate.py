@@ -156,20 +156,10 @@ def slo(body: GenerationBody, headers: Mapping[str, str]) -> SLO:
     where the other counts."""
     targets: dict[str, float | None] = {}
     for name in ("ttft", "tpot"):
-        header, from_header = f"x-slo-{name}-ms", None
-        if header in headers:
-            try:
-                from_header = float(headers[header])
-            except ValueError:
-                raise RequestError(
-                    f"header '{header}' must be a number of milliseconds", param=header
-                ) from None
-        from_body = getattr(body.slo, f"{name}_ms", None)
-        for value_ms, param in ((from_header, header), (from_body, f"slo.{name}_ms")):
-            if value_ms is not None and not (math.isfinite(value_ms) and value_ms > 0):
-                raise RequestError(f"'{param}' must be more than 0 milliseconds", param=param)
-        value_ms = from_header if from_body is None else from_body
-        targets[name] = None if value_ms is None else value_ms / 1000
+        header = f"x-slo-{name}-ms"
+        from_header = _target_s(header, _number(header, headers.get(header)))
+        from_body = _target_s(f"slo.{name}_ms", getattr(body.slo, f"{name}_ms", None))
+        targets[name] = from_header if from_body is None else from_body
     return SLO(ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
@@ -296,6 +286,23 @@ def _logit_bias(bias: dict[str, float] | None, limits: Limits, vocab_size: int) 
 def check_token_ids(ids: tuple[int, ...] | list[int], field: str, vocab_size: int) -> None:
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise RequestError(f"'{field}' holds a token id outside 0 to {vocab_size - 1}", param=field)
+
+
+def _number(header: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise RequestError(
+            f"header '{header}' must be a number of milliseconds", param=header
+        ) from None
+
+
+def _target_s(param: str, value_ms: float | None) -> float | None:
+    if value_ms is None:
+        return None
+    if not (math.isfinite(value_ms) and value_ms > 0):
+        raise RequestError(f"'{param}' must be more than 0 milliseconds", param=param)
+    return value_ms / 1000
 
 
 def _name(field: str, value: str | None, max_length: int) -> str:

@@ -260,10 +260,10 @@ class SimAsk:
         self.cell.gateway.submit(arrival)
 
     def _happens(self, fault: Fault) -> None:
-        if fault.role is not None:
-            self.set_role(fault.node, fault.role)
-        else:
+        if fault.role is None:
             self.cell.kill(fault.node)
+        else:
+            self.set_role(fault.node, fault.role)
 
     def _count(self, asks: Sequence[Ask]) -> None:
         for (request_id, answer), ask in zip(list(self._answers.items()), asks):
